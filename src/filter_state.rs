@@ -1,0 +1,57 @@
+//! Cluster name → the bytes of `SetEnvoyFilterStateArguments`, which make tcp_proxy take that cluster.
+
+use alloc::{string::String, vec::Vec};
+use prost::Message;
+
+mod proto {
+    include!(concat!(env!("OUT_DIR"), "/envoy.source.extensions.common.wasm.rs"));
+}
+
+/// The foreign function that takes an override's message.
+pub const FOREIGN_FUNCTION: &[u8] = b"set_envoy_filter_state";
+
+/// The key of the filter state by which tcp_proxy overrides its cluster
+/// (<https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/listeners/network_filters/tcp_proxy_filter>).
+const CLUSTER: &str = "envoy.tcp_proxy.cluster";
+
+/// A cluster that connections can be sent to, encoded once, at load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The cluster's name.
+    pub cluster: String,
+    /// What [`FOREIGN_FUNCTION`] takes to make tcp_proxy use it.
+    pub message: Vec<u8>,
+}
+
+impl Override {
+    /// The override to the cluster of this name.
+    #[must_use]
+    pub fn new(cluster: &str) -> Self {
+        let arguments = proto::SetEnvoyFilterStateArguments {
+            path: CLUSTER.into(),
+            value: cluster.into(),
+            // The state of a TCP connection ends with it; a longer span would leak into nothing.
+            span: proto::LifeSpan::FilterChain.into(),
+        };
+        Self { cluster: cluster.into(), message: arguments.encode_to_vec() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_override_is_encoded_as_envoy_reads_it() {
+        // Field 1, 23 bytes; field 2, 7 bytes; field 3 is the default and so absent.
+        assert_eq!(Override::new("egress1").message, b"\x0a\x17envoy.tcp_proxy.cluster\x12\x07egress1");
+    }
+
+    #[test]
+    fn a_long_cluster_name_is_not_cut() {
+        let name = "x".repeat(1024);
+        let message = Override::new(&name).message;
+        assert_eq!(message.len(), 2 + 23 + 3 + 1024);
+        assert!(message.ends_with(name.as_bytes()));
+    }
+}

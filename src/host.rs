@@ -1,0 +1,136 @@
+//! What the filter asks of the proxy, and all `unsafe` of the crate.
+//!
+//! The SDK has these calls too, but its versions panic on a status that they do not list; these give every status back.
+//! Names and shapes are those of the proxy-wasm ABI 0.2.1
+//! (<https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>).
+#![expect(unsafe_code, reason = "the host's functions are foreign, and it hands over memory by address")]
+
+use crate::line::Line;
+use alloc::vec::Vec;
+use core::ptr::null_mut;
+use lol_alloc::{AssumeSingleThreaded, FreeListAllocator};
+
+/// Reuses freed memory, in little code. The list that it searches stays short: what lives long is made at load.
+#[global_allocator]
+// SAFETY: a module of this target has one thread.
+static ALLOCATOR: AssumeSingleThreaded<FreeListAllocator> =
+    unsafe { AssumeSingleThreaded::new(FreeListAllocator::new()) };
+
+/// Severity of a line in the proxy's log.
+#[derive(Clone, Copy)]
+pub enum Level {
+    /// Shown to who looks for the reason of a decision.
+    Debug = 1,
+    /// A connection was not routed as configured.
+    Warn = 3,
+    /// A configuration was refused, or a connection closed.
+    Error = 4,
+}
+
+/// The buffer that holds the plugin configuration.
+const PLUGIN_CONFIGURATION: u32 = 7;
+
+/// The stream between the client and the proxy.
+const DOWNSTREAM: u32 = 2;
+
+/// A status other than `OK`, as the host gave it.
+#[derive(Clone, Copy)]
+pub struct Status(u32);
+
+impl Status {
+    const OK: u32 = 0;
+
+    /// The line, and this status.
+    pub fn after(self, line: Line) -> Line {
+        line.text(": host status ").number(self.0 as usize)
+    }
+
+    fn check(status: u32) -> Result<(), Self> {
+        if status == Self::OK { Ok(()) } else { Err(Self(status)) }
+    }
+}
+
+#[link(wasm_import_module = "env")]
+unsafe extern "C" {
+    fn proxy_log(level: u32, message: *const u8, message_size: usize) -> u32;
+    fn proxy_get_log_level(level: *mut u32) -> u32;
+    fn proxy_get_property(path: *const u8, path_size: usize, value: *mut *mut u8, value_size: *mut usize) -> u32;
+    fn proxy_get_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        max_size: usize,
+        value: *mut *mut u8,
+        value_size: *mut usize,
+    ) -> u32;
+    fn proxy_close_stream(stream: u32) -> u32;
+    fn proxy_call_foreign_function(
+        name: *const u8,
+        name_size: usize,
+        arguments: *const u8,
+        arguments_size: usize,
+        results: *mut *mut u8,
+        results_size: *mut usize,
+    ) -> u32;
+}
+
+/// The property at a path, whose segments end in NUL bytes but for the last.
+pub fn property(path: &[u8]) -> Result<Vec<u8>, Status> {
+    // SAFETY: the path is readable for its length.
+    given(|value, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), value, size) })
+}
+
+/// The plugin configuration, of the size that `on_configure` was told.
+pub fn plugin_configuration(size: usize) -> Result<Vec<u8>, Status> {
+    // SAFETY: the call reads none of our memory.
+    given(|value, length| unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, value, length) })
+}
+
+/// Calls a function that the proxy knows by name; what it returns is dropped.
+pub fn call_foreign_function(name: &[u8], arguments: &[u8]) -> Result<(), Status> {
+    // SAFETY: name and arguments are readable for their lengths.
+    given(|results, size| unsafe {
+        proxy_call_foreign_function(name.as_ptr(), name.len(), arguments.as_ptr(), arguments.len(), results, size)
+    })
+    .map(drop)
+}
+
+/// Writes a line to the proxy's log. A log that cannot be written is nowhere to be reported, so its status is dropped.
+pub fn log(level: Level, line: Line) {
+    let line = line.into_bytes();
+    // SAFETY: the line is readable for its length.
+    unsafe { proxy_log(level as u32, line.as_ptr(), line.len()) };
+}
+
+/// Whether lines of this level reach the log, to spare putting them together; no where the host does not say.
+pub fn logs(level: Level) -> bool {
+    let mut lowest = u32::MAX;
+    // SAFETY: the host writes four bytes to the address of a u32.
+    let status = unsafe { proxy_get_log_level(&raw mut lowest) };
+    status == Status::OK && lowest <= level as u32
+}
+
+/// Closes the connection to the client. A host that cannot is told to go no further by what the callback returns.
+pub fn close_downstream() {
+    // SAFETY: the call touches none of our memory.
+    unsafe { proxy_close_stream(DOWNSTREAM) };
+}
+
+/// Memory for the host to hand something over in; null where there is none left.
+#[cfg(not(feature = "sdk"))]
+pub fn allocate(size: usize) -> *mut u8 {
+    Vec::with_capacity(size).leak().as_mut_ptr()
+}
+
+/// What the host hands over in a call that takes where to write its address and size.
+fn given(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>, Status> {
+    let (mut data, mut size) = (null_mut(), 0);
+    let status = call(&raw mut data, &raw mut size);
+    let given = if data.is_null() || size == 0 {
+        Vec::new()
+    } else {
+        // SAFETY: a host allocates what it hands over by the SDK's `malloc` export, a boxed slice of that very size,
+        // and leaves it to us.
+        unsafe { Vec::from_raw_parts(data, size, size) }
+    };
+    Status::check(status).map(|()| given)
+}

@@ -1,0 +1,93 @@
+//! A line of the log, put together without `core::fmt`, whose machinery is larger than the filter.
+
+use alloc::vec::Vec;
+
+/// At most so many bytes of a foreign text are shown.
+const SHOWN: usize = 128;
+
+/// A line of the log, one part after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line(Vec<u8>);
+
+impl Line {
+    /// A line of sluice's that begins with this text.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(b"sluice: ".to_vec()).text(text)
+    }
+
+    /// The line, and this text of our own.
+    #[must_use]
+    pub fn text(mut self, text: &str) -> Self {
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    /// The line, and this foreign text in quotes: its start if it is long, what is not printable ASCII as `\xNN`.
+    #[must_use]
+    pub fn quoted(mut self, text: &[u8]) -> Self {
+        self.0.push(b'"');
+        for &byte in text.iter().take(SHOWN) {
+            if matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\' {
+                self.0.push(byte);
+            } else {
+                self.0.extend_from_slice(&[b'\\', b'x', hex(byte >> 4), hex(byte & 15)]);
+            }
+        }
+        self.0.push(b'"');
+        if text.len() > SHOWN { self.text("... (").number(text.len()).text(" bytes)") } else { self }
+    }
+
+    /// The line, and this number in decimal.
+    #[must_use]
+    pub fn number(mut self, mut number: usize) -> Self {
+        let start = self.0.len();
+        loop {
+            #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
+            self.0.insert(start, b'0'.wrapping_add((number % 10) as u8));
+            number /= 10;
+            if number == 0 {
+                return self;
+            }
+        }
+    }
+
+    /// The bytes of the line, ASCII.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+fn hex(nibble: u8) -> u8 {
+    nibble.wrapping_add(if nibble < 10 { b'0' } else { b'a' - 10 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::{String, ToString};
+
+    fn text(line: Line) -> String {
+        String::from_utf8(line.into_bytes()).unwrap()
+    }
+
+    #[test]
+    fn foreign_text_cannot_break_the_line_or_its_quotes() {
+        assert_eq!(text(Line::new("").quoted(b"a\"\\\n\x7f\xff~ ")), r#"sluice: "a\x22\x5c\x0a\x7f\xff~ ""#);
+    }
+
+    #[test]
+    fn long_text_is_cut_and_its_length_told() {
+        assert_eq!(text(Line::new("").quoted(&[b'x'; 128])), std::format!("sluice: \"{}\"", "x".repeat(128)));
+        let long = text(Line::new("").quoted(&[b'x'; 129]));
+        assert_eq!(long, std::format!("sluice: \"{}\"... (129 bytes)", "x".repeat(128)));
+    }
+
+    #[test]
+    fn numbers_are_decimal() {
+        for number in [0, 7, 10, 4_294_967_295] {
+            assert_eq!(text(Line::new("").number(number)), "sluice: ".to_string() + &number.to_string());
+        }
+    }
+}

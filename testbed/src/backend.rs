@@ -1,0 +1,34 @@
+//! Egress backends: servers in this process that say who they are.
+
+use anyhow::Result;
+use std::{
+    io::Write,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    thread,
+};
+
+/// A TCP server on 127.0.0.1 that writes its name to whoever connects, and closes. It ends with the process.
+pub struct Backend {
+    address: SocketAddr,
+}
+
+impl Backend {
+    /// Listens on a port that was free.
+    pub fn start(name: &'static str) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                // A client that has gone again hears nothing; whoever waits for the name notices.
+                _ = (&client).write_all(name.as_bytes());
+            }
+        });
+        Ok(Self { address })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

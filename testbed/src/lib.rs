@@ -1,0 +1,50 @@
+//! A real Envoy with a configuration that the repository ships, between clients and egress backends of this process:
+//! what the demo and the tests share.
+
+pub mod backend;
+pub mod config;
+pub mod envoy;
+
+pub use backend::Backend;
+pub use config::Config;
+pub use envoy::Envoy;
+
+use anyhow::{Context, Result};
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::{
+    io::Read,
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where the shipped module is built to, in the checkout.
+pub const DIST: &str = "dist/sluice.wasm";
+
+/// How long anything on this machine may take before it counts as failed.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The checkout that this was built in.
+#[must_use]
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Connects from this source address. Reads and writes that last longer than [`DEADLINE`] fail.
+pub fn connect(source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    let bound = socket.bind(&SockAddr::from(SocketAddr::new(source, 0)));
+    bound.with_context(|| format!("cannot use the source address {source}"))?;
+    socket.connect_timeout(&to.into(), DEADLINE).with_context(|| format!("cannot connect from {source} to {to}"))?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.set_write_timeout(Some(DEADLINE))?;
+    Ok(socket.into())
+}
+
+/// Connects from this source address and reads who answers: a [`Backend`]'s name, or nothing if the connection is
+/// closed without a word.
+pub fn who_answers(source: IpAddr, to: SocketAddr) -> Result<String> {
+    let mut answer = String::new();
+    connect(source, to)?.read_to_string(&mut answer)?;
+    Ok(answer)
+}

@@ -1,0 +1,70 @@
+//! The compiler: the one that rust-toolchain.toml pins, or Debian's where rustup cannot fetch that (setup.sh decides
+//! which of them comes first in PATH).
+
+use anyhow::{Context, Result};
+use std::{env, fs, path::Path};
+use xshell::{Shell, cmd};
+
+/// Debian's compiler brings neither a linker for WebAssembly nor its std.
+const DEBIAN_LINKER: [&str; 2] = ["-Clinker-flavor=wasm-ld", "-Clinker=wasm-ld-22"];
+
+/// The compiler that PATH gives.
+pub struct Compiler {
+    /// Where its own libraries stand.
+    pub sysroot: String,
+    version: String,
+    pinned: bool,
+    debian: bool,
+}
+
+/// The cargo that called us, else the one in PATH.
+pub fn cargo() -> String {
+    env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
+
+/// Finds out which compiler it is.
+pub fn find(sh: &Shell, root: &Path) -> Result<Compiler> {
+    let toolchain = fs::read_to_string(root.join("rust-toolchain.toml"))?;
+    let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = "));
+    let channel = channel.context("rust-toolchain.toml: no channel")?.trim_matches('"');
+    let version = cmd!(sh, "rustc --version").quiet().read()?;
+    let sysroot = cmd!(sh, "rustc --print sysroot").quiet().read()?;
+    let debian = sysroot == "/usr";
+    let pinned = !debian && version.split(' ').nth(1) == Some(channel);
+    Ok(Compiler { sysroot, version, pinned, debian })
+}
+
+impl Compiler {
+    /// Which compiler it is, in words.
+    pub fn describe(&self) -> String {
+        let origin = match (self.pinned, self.debian) {
+            (true, _) => "pinned by rust-toolchain.toml",
+            (_, true) => "Debian's; the bytes differ from the pinned one's",
+            _ => "not the pinned one; the bytes may differ",
+        };
+        format!("{} ({origin})", self.version)
+    }
+
+    /// What the shipped module needs in rustc's flags to be linked.
+    pub fn linker(&self) -> &'static [&'static str] {
+        if self.debian { &DEBIAN_LINKER } else { &[] }
+    }
+
+    /// The arguments with which a plain cargo command is for the module's target.
+    pub fn module_target(&self) -> &'static [&'static str] {
+        if self.debian {
+            &["--target", "wasm32-unknown-unknown", "-Zbuild-std=std,panic_abort"]
+        } else {
+            &["--target", "wasm32-unknown-unknown"]
+        }
+    }
+
+    /// The environment that goes with [`Self::module_target`].
+    pub fn module_environment(&self) -> Vec<(&'static str, String)> {
+        if !self.debian {
+            return Vec::new();
+        }
+        let flags = DEBIAN_LINKER.join(" ");
+        vec![("RUSTC_BOOTSTRAP", "1".into()), ("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", flags)]
+    }
+}

@@ -1,0 +1,129 @@
+//! `make demo`: live connections through a real Envoy with the shipped configuration, and who answered them.
+
+use crate::{
+    module::{self, Steps},
+    root,
+};
+use anyhow::{Context, Result, ensure};
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+use testbed::{Backend, Config, Envoy, config, envoy};
+use xshell::{Shell, cmd};
+
+/// Documentation prefix of RFC 3849; the addresses exist in the demo's network namespace only.
+const IPV6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2),
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3),
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0xffff, 0xa8),
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10ff),
+];
+
+/// Says that the demo runs in a network namespace of its own, where it may add addresses.
+const OWN_NAMESPACE: &str = "SLUICE_DEMO_OWN_NAMESPACE";
+
+/// Gets the module and Envoy ready, then shows the traffic, in a network namespace if one may be made.
+pub fn prepare() -> Result<()> {
+    let module = match module::fresh()? {
+        Some(path) => path,
+        None => module::build(Steps::AllButWasmOpt)?,
+    };
+    let program = envoy::program()?;
+    let mut traffic = match namespace() {
+        Some(unshare) => {
+            let mut command = Command::new(unshare[0]);
+            command.args(&unshare[1..]).arg(env::current_exe()?).env(OWN_NAMESPACE, "1");
+            command
+        }
+        None => Command::new(env::current_exe()?),
+    };
+    // Takes this process's place, so that there is one process to interrupt.
+    Err(traffic.arg("demo-traffic").arg(module).env("ENVOY", program).exec().into())
+}
+
+/// Opens a connection from each source, prints the table and fails where one went wrong.
+pub fn traffic(module: &Path) -> Result<()> {
+    let in_namespace = env::var_os(OWN_NAMESPACE).is_some();
+    let sources = sources(in_namespace)?;
+    let program = envoy::program()?;
+    let [one, two] = [Backend::start("egress1")?, Backend::start("egress2")?];
+    let config = Config::shipped("standalone.yaml")?
+        .with_module(module)?
+        .with_backend(9001, one.address())?
+        .with_backend(9002, two.address())?;
+    let running = Envoy::start(&program, &config)?;
+    println!("module    {} ({} bytes)", module.strip_prefix(root()?)?.display(), module.metadata()?.len());
+    println!("Envoy     {} ({})", program.display(), envoy::version(&program)?);
+    println!("listener  {}", running.listener("sluice", &Ipv4Addr::LOCALHOST.into())?);
+    println!();
+    println!("{:<20} {:<9} {:<9} Envoy's counter", "source", "expected", "answered");
+    let mut wrong = 0;
+    let mut counts = [0_u64; 2];
+    for source in &sources {
+        let last = match source {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        };
+        let side = usize::from(last % 2);
+        let expected = ["egress1", "egress2"][side];
+        counts[side] += 1;
+        let answered = match testbed::who_answers(*source, running.listener("sluice", source)?) {
+            Ok(answer) if answer.is_empty() => "nobody".to_owned(),
+            Ok(answer) => answer,
+            Err(error) => format!("{error:#}"),
+        };
+        let counter = format!("cluster.{expected}.upstream_cx_total");
+        let counted = running.stat(&counter)?;
+        let right = answered == expected && counted == counts[side];
+        wrong += usize::from(!right);
+        let mark = if right { "" } else { "  WRONG" };
+        println!("{:<20} {expected:<9} {answered:<9} {counter}: {counted}{mark}", source.to_string());
+    }
+    println!();
+    ensure!(wrong == 0, "{wrong} of {} connections went wrong; Envoy's log:\n{}", sources.len(), running.log());
+    println!("{} connections, each by its source's egress.", sources.len());
+    if module.ends_with("target/shipped/sluice.wasm") {
+        println!("The module is the shipped one but for the step wasm-opt, which `make build-wasm` adds.");
+    }
+    if !in_namespace {
+        println!("IPv6: no source but ::1, as a network namespace cannot be made here.");
+    }
+    Ok(())
+}
+
+/// The command that runs another one in a network namespace of its own, if such a one works here.
+fn namespace() -> Option<&'static [&'static str]> {
+    // The second form is for users other than root.
+    let ways: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--net", "--user", "--map-root-user"]];
+    ways.into_iter().find(|way| {
+        let trial = "ip link set lo up && ip -6 address add 2001:db8::2/128 dev lo";
+        let mut command = Command::new(way[0]);
+        command.args(&way[1..]).args(["sh", "-c", trial]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    })
+}
+
+fn sources(in_namespace: bool) -> Result<Vec<IpAddr>> {
+    let mut sources: Vec<IpAddr> =
+        [2, 3, 4, 5, 100, 101, 254].map(|octet| Ipv4Addr::new(127, 0, 0, octet).into()).into();
+    sources.push(Ipv4Addr::new(127, 1, 2, 3).into());
+    if in_namespace {
+        let sh = Shell::new()?;
+        cmd!(sh, "ip link set lo up").quiet().run()?;
+        for address in IPV6 {
+            let address = address.to_string();
+            cmd!(sh, "ip -6 address add {address}/128 dev lo nodad").quiet().run()?;
+            sources.push(address.parse().context("an address that we wrote")?);
+        }
+    }
+    if config::has_ipv6() {
+        sources.push(Ipv6Addr::LOCALHOST.into());
+    } else {
+        println!("IPv6: none on this machine, so IPv4 sources only.");
+    }
+    Ok(sources)
+}

@@ -1,0 +1,52 @@
+//! The repository's tasks: `cargo xtask TASK`; the Makefile names them all.
+
+mod compiler;
+mod demo;
+mod lint;
+mod module;
+#[cfg(feature = "proto")]
+mod proto;
+mod tests;
+mod tools;
+
+use anyhow::{Context, Result, bail};
+use std::{env, path::PathBuf, process::ExitCode};
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match *arguments {
+        ["audit"] => tools::audit(),
+        ["build-wasm"] => module::build(module::Steps::All).map(drop),
+        ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
+        ["coverage"] => tools::coverage(),
+        ["demo"] => demo::prepare(),
+        ["demo-traffic", module] => demo::traffic(module.as_ref()),
+        ["lint"] => lint::run(false),
+        ["lint", "--all-features"] => lint::run(true),
+        #[cfg(feature = "proto")]
+        ["regen-proto"] => proto::regenerate(),
+        #[cfg(not(feature = "proto"))]
+        ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
+        ["test"] => tests::run(),
+        ["wasm-size"] => module::check_size(),
+        _ => bail!("usage: cargo xtask audit|build-wasm|coverage|demo|lint|regen-proto|test|wasm-size"),
+    }
+}
+
+/// The checkout that the task is for: the one it is called in, which need not be the one it was built from.
+fn root() -> Result<PathBuf> {
+    let here = env::current_dir()?;
+    let root = here.ancestors().find(|dir| dir.join("protos/set_envoy_filter_state.proto").is_file());
+    root.map(Into::into).with_context(|| format!("{} is not in a checkout of sluice", here.display()))
+}
