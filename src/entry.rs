@@ -3,9 +3,13 @@
 //! A proxy creates a stream context and calls its `on_new_connection` at once, on one thread, and sluice keeps nothing
 //! for a connection that is routed. So where the SDK has a map of boxed contexts, two numbers are enough; a connection
 //! that comes in any other order of calls is denied, never routed by another plugin's table.
-#![expect(unsafe_code, reason = "exports have names of the ABI's, and state that they share")]
+#![expect(unsafe_code, reason = "the exports bear the ABI's names, which rustc cannot keep apart from others")]
 
-use crate::{filter, host, route::Table};
+use crate::{
+    filter,
+    host::{self, SingleThread},
+    route::Table,
+};
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
@@ -20,11 +24,6 @@ struct Module {
     /// The stream context that was created last, and its plugin's root context.
     stream: (u32, u32),
 }
-
-struct SingleThread<T>(T);
-
-// SAFETY: a module of this target has one thread.
-unsafe impl<T> Sync for SingleThread<T> {}
 
 static MODULE: SingleThread<RefCell<Module>> =
     SingleThread(RefCell::new(Module { plugins: Vec::new(), stream: (0, 0) }));

@@ -11,7 +11,7 @@ mod proto {
 pub const FOREIGN_FUNCTION: &[u8] = b"set_envoy_filter_state";
 
 /// The key of the filter state by which tcp_proxy overrides its cluster
-/// (<https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/listeners/network_filters/tcp_proxy_filter>).
+/// (<https://github.com/envoyproxy/envoy/blob/9e5580933739775e8bce696a57a2e1bc99368f23/docs/root/configuration/listeners/network_filters/tcp_proxy_filter.rst>).
 const CLUSTER: &str = "envoy.tcp_proxy.cluster";
 
 /// A cluster that connections can be sent to, encoded once, at load.
@@ -30,7 +30,7 @@ impl Override {
         let arguments = proto::SetEnvoyFilterStateArguments {
             path: CLUSTER.into(),
             value: cluster.into(),
-            // The state of a TCP connection ends with it; a longer span would leak into nothing.
+            // A network filter writes to the state of the connection, which any span fits; this one, 0, takes no bytes.
             span: proto::LifeSpan::FilterChain.into(),
         };
         Self { cluster: cluster.into(), message: arguments.encode_to_vec() }

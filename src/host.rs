@@ -121,6 +121,14 @@ pub fn allocate(size: usize) -> *mut u8 {
     Vec::with_capacity(size).leak().as_mut_ptr()
 }
 
+/// State that the module's functions share.
+#[cfg(not(feature = "sdk"))]
+pub struct SingleThread<T>(pub T);
+
+// SAFETY: a module of this target has one thread.
+#[cfg(not(feature = "sdk"))]
+unsafe impl<T> Sync for SingleThread<T> {}
+
 /// What the host hands over in a call that takes where to write its address and size.
 fn given(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>, Status> {
     let (mut data, mut size) = (null_mut(), 0);

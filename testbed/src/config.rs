@@ -23,19 +23,24 @@ impl Config {
         if has_ipv6() { Ok(config) } else { config.with("\"::\"", "0.0.0.0")?.with("ipv4_compat: true", "") }
     }
 
+    /// The file as it stands.
+    pub fn file(path: &Path) -> Result<Self> {
+        fs::read_to_string(path).map(Self).with_context(|| format!("cannot read {}", path.display()))
+    }
+
     /// The configuration with the module of this path.
-    pub fn with_module(self, module: &Path) -> Result<Self> {
+    pub fn with_module(&self, module: &Path) -> Result<Self> {
         let module = module.to_str().context("the module's path is not UTF-8")?;
         self.with("/etc/envoy/sluice.wasm", module)
     }
 
     /// The configuration with this backend's address in place of the shipped one's port on 127.0.0.1.
-    pub fn with_backend(self, shipped: u16, address: SocketAddr) -> Result<Self> {
+    pub fn with_backend(&self, shipped: u16, address: SocketAddr) -> Result<Self> {
         self.with(&format!("port_value: {shipped}"), &format!("port_value: {}", address.port()))
     }
 
     /// The configuration with one text, which must stand in it exactly once, replaced by another.
-    pub fn with(self, from: &str, to: &str) -> Result<Self> {
+    pub fn with(&self, from: &str, to: &str) -> Result<Self> {
         let times = self.0.matches(from).count();
         ensure!(times == 1, "the configuration holds {from:?} {times} times, not once");
         Ok(Self(self.0.replacen(from, to, 1)))

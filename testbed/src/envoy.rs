@@ -112,9 +112,9 @@ impl Envoy {
         let started = Instant::now();
         while !envoy.is_ready(&admin_file) {
             if let Some(status) = envoy.process.try_wait()? {
-                bail!("Envoy did not start: {status}\n{}", envoy.log());
+                bail!("Envoy did not start: {status}\n{}", envoy.end_of_log());
             }
-            ensure!(started.elapsed() < DEADLINE, "Envoy is not ready after {DEADLINE:?}\n{}", envoy.log());
+            ensure!(started.elapsed() < DEADLINE, "Envoy is not ready after {DEADLINE:?}\n{}", envoy.end_of_log());
             thread::sleep(Duration::from_millis(20));
         }
         Ok(envoy)
@@ -149,7 +149,7 @@ impl Envoy {
             if value == expected {
                 return Ok(());
             }
-            ensure!(started.elapsed() < DEADLINE, "{name} is {value}, not {expected}\n{}", self.log());
+            ensure!(started.elapsed() < DEADLINE, "{name} is {value}, not {expected}\n{}", self.end_of_log());
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -177,6 +177,14 @@ impl Envoy {
     pub fn log(&self) -> String {
         let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// The last lines of [`Self::log`], for people: Envoy begins it with all that it has built in.
+    #[must_use]
+    pub fn end_of_log(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 }
 

@@ -84,7 +84,7 @@ pub fn traffic(module: &Path) -> Result<()> {
         println!("{:<20} {expected:<9} {answered:<9} {counter}: {counted}{mark}", source.to_string());
     }
     println!();
-    ensure!(wrong == 0, "{wrong} of {} connections went wrong; Envoy's log:\n{}", sources.len(), running.log());
+    ensure!(wrong == 0, "{wrong} of {} connections went wrong; Envoy's log:\n{}", sources.len(), running.end_of_log());
     println!("{} connections, each by its source's egress.", sources.len());
     if module.ends_with("target/shipped/sluice.wasm") {
         println!("The module is the shipped one but for the step wasm-opt, which `make build-wasm` adds.");

@@ -1,0 +1,234 @@
+//! A proxy-wasm host of our own: it runs the module, answers its calls as a test wants it, and records them all.
+
+use std::{collections::HashMap, fs, path::Path};
+use wasmi::{AsContextMut, Caller, Engine, Extern, Func, Instance, Linker, Memory, Module, Store, Val};
+
+/// The statuses of the ABI, and one that does not exist.
+pub const STATUSES: [u32; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 4_711];
+
+pub const DEBUG: u32 = 1;
+pub const INFO: u32 = 2;
+pub const WARN: u32 = 3;
+pub const ERROR: u32 = 4;
+
+/// A call of the module's, as it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    Configuration,
+    Property(String),
+    Foreign { name: String, arguments: Vec<u8> },
+    CloseDownstream,
+    LogLevel,
+    Log(u32, String),
+}
+
+/// What the host answers.
+#[derive(Default)]
+pub struct Host {
+    /// Paths with dots between their segments → values; the others are not found.
+    pub properties: HashMap<&'static str, Vec<u8>>,
+    pub configuration: Vec<u8>,
+    /// Names of the ABI's functions → the status that they give back in place of what they would do.
+    pub statuses: HashMap<&'static str, u32>,
+    pub log_level: u32,
+    pub calls: Vec<Call>,
+}
+
+impl Host {
+    /// The log lines of a level.
+    pub fn logged(&self, level: u32) -> Vec<&str> {
+        let lines = self.calls.iter().filter_map(|call| match call {
+            Call::Log(of, line) if *of == level => Some(line.as_str()),
+            _ => None,
+        });
+        lines.collect()
+    }
+
+    /// The arguments of all calls of foreign functions.
+    pub fn foreign(&self) -> Vec<&[u8]> {
+        let arguments = self.calls.iter().filter_map(|call| match call {
+            Call::Foreign { arguments, .. } => Some(arguments.as_slice()),
+            _ => None,
+        });
+        arguments.collect()
+    }
+
+    fn status(&self, function: &str) -> Result<(), u32> {
+        self.statuses.get(function).map_or(Ok(()), |&status| Err(status))
+    }
+}
+
+/// A module in a WebAssembly engine. A trap in it panics, and so fails the test.
+pub struct Vm {
+    store: Store<Host>,
+    instance: Instance,
+}
+
+impl Vm {
+    /// The module of this file with a host that logs from `info` on.
+    pub fn new(path: &Path) -> Self {
+        let engine = Engine::default();
+        let module = Module::new(&engine, fs::read(path).unwrap()).unwrap();
+        let mut store = Store::new(&engine, Host { log_level: INFO, ..Host::default() });
+        let mut linker = Linker::new(&engine);
+        // The SDK's dispatcher imports the whole ABI; what sluice does not use must not be called.
+        linker.allow_shadowing(true);
+        for import in module.imports() {
+            let name = import.name().to_owned();
+            let function = Func::new(&mut store, import.ty().func().unwrap().clone(), move |_, _, _| {
+                Err(wasmi::Error::new(format!("{name} is not to be called")))
+            });
+            linker.define(import.module(), import.name(), function).unwrap();
+        }
+        define(&mut linker);
+        let instance = linker.instantiate_and_start(&mut store, &module).unwrap();
+        let mut vm = Self { store, instance };
+        if vm.instance.get_func(&vm.store, "_initialize").is_some() {
+            vm.call("_initialize", &[]);
+        }
+        vm
+    }
+
+    pub fn host(&mut self) -> &mut Host {
+        self.store.data_mut()
+    }
+
+    /// The calls since the last time.
+    pub fn take_calls(&mut self) -> Vec<Call> {
+        std::mem::take(&mut self.host().calls)
+    }
+
+    /// Creates a root context and gives it a configuration; whether it was accepted.
+    pub fn configure(&mut self, root: u32, configuration: &[u8]) -> bool {
+        self.host().configuration = configuration.to_vec();
+        let size = u32::try_from(configuration.len()).unwrap();
+        self.call("proxy_on_context_create", &[root, 0]);
+        self.call("proxy_on_configure", &[root, size]) != 0
+    }
+
+    /// A connection from its arrival to its end; whether it may go on.
+    pub fn connection(&mut self, stream: u32, root: u32) -> bool {
+        self.call("proxy_on_context_create", &[stream, root]);
+        let action = self.call("proxy_on_new_connection", &[stream]);
+        self.call("proxy_on_delete", &[stream]);
+        action == 0
+    }
+
+    /// Calls an export; 0 where it returns nothing.
+    pub fn call(&mut self, export: &str, arguments: &[u32]) -> u32 {
+        let function = self.instance.get_func(&self.store, export).unwrap();
+        let arguments: Vec<Val> = arguments.iter().map(|&argument| Val::I32(argument.cast_signed())).collect();
+        let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
+        function.call(&mut self.store, &arguments, &mut results).unwrap();
+        results.first().and_then(Val::i32).unwrap_or(0).cast_unsigned()
+    }
+
+    /// Size of the linear memory, in bytes.
+    pub fn memory_size(&self) -> usize {
+        self.instance.get_memory(&self.store, "memory").unwrap().data_size(&self.store)
+    }
+}
+
+fn define(linker: &mut Linker<Host>) {
+    linker
+        .func_wrap("env", "proxy_log", |mut caller: Caller<'_, Host>, level: u32, data: u32, size: u32| {
+            let line = String::from_utf8(read(&caller, data, size)).unwrap();
+            caller.data_mut().calls.push(Call::Log(level, line));
+            caller.data().status("proxy_log").err().unwrap_or(0)
+        })
+        .unwrap();
+    linker
+        .func_wrap("env", "proxy_get_log_level", |mut caller: Caller<'_, Host>, to: u32| {
+            caller.data_mut().calls.push(Call::LogLevel);
+            if let Err(status) = caller.data().status("proxy_get_log_level") {
+                return status;
+            }
+            let level = caller.data().log_level;
+            write(&mut caller, to, &level.to_le_bytes());
+            0
+        })
+        .unwrap();
+    linker
+        .func_wrap(
+            "env",
+            "proxy_get_property",
+            |mut caller: Caller<'_, Host>, path: u32, path_size: u32, to: u32, to_size: u32| {
+                let path = String::from_utf8(read(&caller, path, path_size)).unwrap().replace('\0', ".");
+                let value = caller.data().properties.get(path.as_str()).cloned();
+                caller.data_mut().calls.push(Call::Property(path));
+                match (caller.data().status("proxy_get_property"), value) {
+                    (Err(status), _) => status,
+                    (Ok(()), None) => 1,
+                    (Ok(()), Some(value)) => hand_over(&mut caller, &value, to, to_size),
+                }
+            },
+        )
+        .unwrap();
+    linker
+        .func_wrap(
+            "env",
+            "proxy_get_buffer_bytes",
+            |mut caller: Caller<'_, Host>, buffer: u32, start: u32, size: u32, to: u32, to_size: u32| {
+                assert_eq!((buffer, start), (7, 0), "only the plugin configuration is to be read, from its start");
+                caller.data_mut().calls.push(Call::Configuration);
+                if let Err(status) = caller.data().status("proxy_get_buffer_bytes") {
+                    return status;
+                }
+                let mut configuration = caller.data().configuration.clone();
+                configuration.truncate(size as usize);
+                hand_over(&mut caller, &configuration, to, to_size)
+            },
+        )
+        .unwrap();
+    linker
+        .func_wrap(
+            "env",
+            "proxy_call_foreign_function",
+            |mut caller: Caller<'_, Host>, name: u32, name_size: u32, data: u32, size: u32, to: u32, to_size: u32| {
+                let name = String::from_utf8(read(&caller, name, name_size)).unwrap();
+                let arguments = read(&caller, data, size);
+                caller.data_mut().calls.push(Call::Foreign { name, arguments });
+                match caller.data().status("proxy_call_foreign_function") {
+                    Err(status) => status,
+                    Ok(()) => hand_over(&mut caller, b"a result that nobody asked for", to, to_size),
+                }
+            },
+        )
+        .unwrap();
+    linker
+        .func_wrap("env", "proxy_close_stream", |mut caller: Caller<'_, Host>, stream: u32| {
+            assert_eq!(stream, 2, "only the downstream connection is to be closed");
+            caller.data_mut().calls.push(Call::CloseDownstream);
+            caller.data().status("proxy_close_stream").err().unwrap_or(0)
+        })
+        .unwrap();
+}
+
+fn memory(caller: &Caller<'_, Host>) -> Memory {
+    caller.get_export("memory").and_then(Extern::into_memory).unwrap()
+}
+
+fn read(caller: &Caller<'_, Host>, data: u32, size: u32) -> Vec<u8> {
+    let mut bytes = vec![0; size as usize];
+    memory(caller).read(caller, data as usize, &mut bytes).unwrap();
+    bytes
+}
+
+fn write(caller: &mut Caller<'_, Host>, to: u32, bytes: &[u8]) {
+    memory(caller).write(caller, to as usize, bytes).unwrap();
+}
+
+/// As Envoy does it: nothing is allocated for an empty value.
+fn hand_over(caller: &mut Caller<'_, Host>, value: &[u8], to: u32, to_size: u32) -> u32 {
+    let size = u32::try_from(value.len()).unwrap();
+    let mut data = 0;
+    if size > 0 {
+        let malloc = caller.get_export("malloc").and_then(Extern::into_func).unwrap();
+        let malloc = malloc.typed::<u32, u32>(&caller).unwrap();
+        data = malloc.call(caller.as_context_mut(), size).unwrap();
+        write(caller, data, value);
+    }
+    write(caller, to, &data.to_le_bytes());
+    write(caller, to_size, &size.to_le_bytes());
+    0
+}

@@ -1,0 +1,36 @@
+//! What the unit tests cannot reach: the module in a WebAssembly engine and in a real Envoy, how it is built, and that
+//! the repository keeps its word. What needs a built module or an Envoy is ignored by a plain `cargo test`, and run by
+//! `make test`, which makes them ready first.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, as it should"
+)]
+
+mod artefact;
+mod demo;
+mod envoy;
+mod host;
+mod tidy;
+mod wasm;
+
+use std::path::PathBuf;
+
+/// The module as it ships.
+fn shipped() -> PathBuf {
+    built(testbed::DIST)
+}
+
+/// The module that a plain `cargo build` gives, on the SDK's dispatcher.
+fn plain() -> PathBuf {
+    built("target/wasm32-unknown-unknown/release/sluice.wasm")
+}
+
+fn built(path: &str) -> PathBuf {
+    let path = testbed::root().join(path).canonicalize();
+    path.expect("the module is not built: make test does that first")
+}
