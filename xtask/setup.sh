@@ -42,7 +42,7 @@ pinned() {
 if missing rustup; then
     echo "installing rustup"
     curl --proto '=https' --tlsv1.2 -sSf https://static.rust-lang.org/rustup/rustup-init.sh |
-        sh -s -- -y -q --no-modify-path --profile minimal --default-toolchain none || true
+        sh -s -- -y -q --no-modify-path --profile minimal --default-toolchain none >/dev/null || true
 fi
 if ! missing rustup; then
     pinned || rustup toolchain install || true
