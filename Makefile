@@ -1,16 +1,20 @@
-# One line each: cargo, or cargo xtask. setup.sh installs what is missing and prints the cargo to call.
-CARGO = $(or $(shell sh xtask/setup.sh),$(error the setup failed, its reason stands above))
+# One line each: cargo, or cargo xtask. setup.sh installs what a target needs and is missing, and prints cargo's folder.
+CARGO = PATH="$(or $(shell sh xtask/setup.sh $@),$(error nothing was done, for the reason above)):$$PATH" cargo
+WITH_WASM_OPT = run --package xtask --features wasm-opt --
 
-.PHONY: demo test dev ci fmt lint build-wasm wasm-size regen-proto check-readme coverage audit
+unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
+.NOTPARALLEL:
+.PHONY: help demo test dev ci fmt lint build-wasm wasm-size regen-proto check-readme coverage audit
 
+help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
-test: ; $(CARGO) run --package xtask --features wasm-opt -- test
-dev: fmt lint ; $(CARGO) test --lib
-ci: check-readme audit regen-proto wasm-size demo ; $(CARGO) xtask lint --all-features && $(MAKE) test
+test: ; $(CARGO) $(WITH_WASM_OPT) test
+dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
+ci: lint check-readme audit regen-proto wasm-size demo test
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
-build-wasm: ; $(CARGO) run --package xtask --features wasm-opt -- build-wasm
-wasm-size: ; $(CARGO) run --package xtask --features wasm-opt -- wasm-size
+build-wasm: ; $(CARGO) $(WITH_WASM_OPT) build-wasm
+wasm-size: ; $(CARGO) $(WITH_WASM_OPT) wasm-size
 regen-proto: ; $(CARGO) run --package xtask --features proto -- regen-proto
 check-readme: ; $(CARGO) test --test it -- tidy
 coverage: ; $(CARGO) xtask coverage

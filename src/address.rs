@@ -3,41 +3,73 @@
 //! Envoy writes `10.0.0.2:1234` and `[2001:db8::3]:443`; pipes, internal listeners and addresses with a zone id look
 //! different and are no IP address here. Hand-written because the parser of `core::net` is 1.1 KB larger in the module.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-
-/// The address and port that the text stands for; none where it is anything else than an IP address and a port.
-#[must_use]
-pub fn parse(text: &[u8]) -> Option<SocketAddr> {
-    let (ip, port) = if let Some(text) = text.strip_prefix(b"[") {
-        let (ip, rest) = split_once(text, b']')?;
-        (IpAddr::V6(ipv6(ip)?), rest.strip_prefix(b":")?)
-    } else {
-        let (ip, port) = split_once(text, b':')?;
-        (IpAddr::V4(Ipv4Addr::from(ipv4(ip)?)), port)
-    };
-    Some(SocketAddr::new(ip, number(port, 10)?))
+/// An IP address. An IPv4 address embedded in an IPv6 one (`::ffff:10.0.0.1`) is the IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The family.
+    pub is_ipv4: bool,
+    /// The address as a number, of 32 bits or of 128.
+    pub bits: u128,
 }
 
-/// The last octet of an IPv4 address or of the IPv4 address embedded in an IPv6 one, else the last byte of the address.
-#[must_use]
-pub fn last_octet(ip: IpAddr) -> u8 {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [.., octet] = ip.octets();
-            octet
-        }
-        IpAddr::V6(ip) => {
-            let [.., octet] = ip.octets();
-            octet
-        }
+/// An IP address and a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub address: Address,
+    /// The port.
+    pub port: u16,
+}
+
+impl Address {
+    /// The last octet of an IPv4 address, the last byte of an IPv6 one.
+    #[must_use]
+    pub fn last_octet(self) -> u8 {
+        let [.., octet] = self.bits.to_be_bytes();
+        octet
+    }
+
+    fn ipv6(bits: u128) -> Self {
+        let is_ipv4 = bits >> 32 == 0xffff;
+        Self { is_ipv4, bits: if is_ipv4 { bits & 0xffff_ffff } else { bits } }
     }
 }
 
+/// The address and port that the text stands for; none where it is anything else than an IP address and a port.
+#[must_use]
+pub fn parse(text: &[u8]) -> Option<Endpoint> {
+    let (address, port) = if let Some(text) = text.strip_prefix(b"[") {
+        let (address, rest) = split_once(text, b']')?;
+        (Address::ipv6(ipv6(address)?), rest.strip_prefix(b":")?)
+    } else {
+        let (address, port) = split_once(text, b':')?;
+        (Address { is_ipv4: true, bits: ipv4(address)?.into() }, port)
+    };
+    Some(Endpoint { address, port: number(port, 10)? })
+}
+
+/// The network and the length that a CIDR's text stands for, whatever the network's host bits.
+#[must_use]
+pub fn parse_cidr(text: &[u8]) -> Option<(Address, u32)> {
+    let (address, length) = split_once(text, b'/')?;
+    let (address, width) = match ipv4(address) {
+        Some(bits) => (Address { is_ipv4: true, bits: bits.into() }, 32),
+        None => (Address { is_ipv4: false, bits: ipv6(address)? }, 128),
+    };
+    let length = match length {
+        [b'0', _, ..] => return None,
+        digits => u32::from(number(digits, 10)?),
+    };
+    (length <= width).then_some((address, length))
+}
+
+/// What is before and after the first such byte.
 fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     let (head, tail) = text.split_at_checked(text.iter().position(|&byte| byte == at)?)?;
     Some((head, tail.get(1..)?))
 }
 
+/// A dotted quad, without leading zeros.
 fn ipv4(text: &[u8]) -> Option<u32> {
     let mut address: u32 = 0;
     let mut octets: u32 = 0;
@@ -51,10 +83,11 @@ fn ipv4(text: &[u8]) -> Option<u32> {
     (octets == 4).then_some(address)
 }
 
-fn ipv6(text: &[u8]) -> Option<Ipv6Addr> {
+/// An IPv6 address without brackets and zone id.
+fn ipv6(text: &[u8]) -> Option<u128> {
     let Some(gap) = text.windows(2).position(|pair| pair == b"::") else {
         let (address, bits) = groups(text)?;
-        return (bits == 128).then(|| address.into());
+        return (bits == 128).then_some(address);
     };
     let (head, tail) = text.split_at_checked(gap)?;
     if head.contains(&b'.') {
@@ -64,7 +97,7 @@ fn ipv6(text: &[u8]) -> Option<Ipv6Addr> {
     // "::" stands for one group at least.
     let gap_bits = 112_u32.checked_sub(head_bits)?.checked_sub(tail_bits)?.wrapping_add(16);
     let head = head.checked_shl(gap_bits.wrapping_add(tail_bits)).unwrap_or(0);
-    Some((head | tail).into())
+    Some(head | tail)
 }
 
 /// The groups of an IPv6 address side by side, and how many bits they are: at most 128, the rest is refused.
@@ -91,7 +124,8 @@ fn groups(text: &[u8]) -> Option<(u128, u32)> {
     Some((address, bits))
 }
 
-fn number(digits: &[u8], radix: u32) -> Option<u16> {
+/// Digits and nothing else, as far as 65535.
+pub(crate) fn number(digits: &[u8], radix: u32) -> Option<u16> {
     let mut value: u16 = 0;
     for &digit in digits {
         let digit = u16::try_from(char::from(digit).to_digit(radix)?).ok()?;
@@ -103,6 +137,7 @@ fn number(digits: &[u8], radix: u32) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::net::{IpAddr, SocketAddr};
     use std::{
         format,
         string::{String, ToString},
@@ -110,7 +145,7 @@ mod tests {
     };
 
     fn octet(text: &str) -> Option<u8> {
-        parse(text.as_bytes()).map(|address| last_octet(address.ip()))
+        parse(text.as_bytes()).map(|endpoint| endpoint.address.last_octet())
     }
 
     #[test]
@@ -187,15 +222,24 @@ mod tests {
     }
 
     /// What the standard library reads, less the zone ids that it takes.
-    fn by_std(text: &[u8]) -> Option<SocketAddr> {
-        core::str::from_utf8(text).ok().filter(|text| !text.contains('%'))?.parse().ok()
+    fn by_std(text: &[u8]) -> Option<Endpoint> {
+        let text = core::str::from_utf8(text).ok().filter(|text| !text.contains('%'))?;
+        text.parse().ok().map(endpoint)
+    }
+
+    fn endpoint(from: SocketAddr) -> Endpoint {
+        let address = match from.ip().to_canonical() {
+            IpAddr::V4(ip) => Address { is_ipv4: true, bits: u32::from(ip).into() },
+            IpAddr::V6(ip) => Address { is_ipv4: false, bits: ip.into() },
+        };
+        Endpoint { address, port: from.port() }
     }
 
     proptest::proptest! {
         #[test]
         fn every_address_is_read_as_std_reads_it(ip: IpAddr, port: u16) {
             let text = SocketAddr::new(ip, port).to_string();
-            proptest::prop_assert_eq!(parse(text.as_bytes()), Some(SocketAddr::new(ip, port)));
+            proptest::prop_assert_eq!(parse(text.as_bytes()), Some(endpoint(SocketAddr::new(ip, port))));
         }
 
         #[test]

@@ -6,27 +6,25 @@
 #![expect(unsafe_code, reason = "the exports bear the ABI's names, which rustc cannot keep apart from others")]
 
 use crate::{
-    filter,
+    filter::{self, Plugin},
     host::{self, SingleThread},
-    route::Table,
 };
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-/// One plugin configuration: a root context of the host's.
-struct Plugin {
+/// A root context of the host's, which has one plugin configuration.
+struct Root {
     context: u32,
-    table: Option<Table>,
+    plugin: Option<Plugin>,
 }
 
 struct Module {
-    plugins: Vec<Plugin>,
-    /// The stream context that was created last, and its plugin's root context.
+    roots: Vec<Root>,
+    /// The stream context that was created last, and its root context.
     stream: (u32, u32),
 }
 
-static MODULE: SingleThread<RefCell<Module>> =
-    SingleThread(RefCell::new(Module { plugins: Vec::new(), stream: (0, 0) }));
+static MODULE: SingleThread<RefCell<Module>> = SingleThread(RefCell::new(Module { roots: Vec::new(), stream: (0, 0) }));
 
 /// Runs with the module's state; not at all where the host calls in while one of its own functions runs.
 fn with_module<T>(run: impl FnOnce(&mut Module) -> T) -> Option<T> {
@@ -34,8 +32,8 @@ fn with_module<T>(run: impl FnOnce(&mut Module) -> T) -> Option<T> {
 }
 
 impl Module {
-    fn plugin(&mut self, context: u32) -> Option<&mut Plugin> {
-        self.plugins.iter_mut().find(|plugin| plugin.context == context)
+    fn root(&mut self, context: u32) -> Option<&mut Root> {
+        self.roots.iter_mut().find(|root| root.context == context)
     }
 }
 
@@ -52,32 +50,33 @@ extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
     with_module(|module| {
         if parent != 0 {
             module.stream = (context, parent);
-        } else if module.plugin(context).is_none() {
-            module.plugins.push(Plugin { context, table: None });
+        } else if module.root(context).is_none() {
+            module.roots.push(Root { context, plugin: None });
         }
     });
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
-    let table = filter::configure(size);
-    let configured = table.is_some();
-    with_module(|module| module.plugin(context).map(|plugin| plugin.table = table)).flatten().is_some() && configured
+    // What is refused leaves the plugin that is there.
+    Plugin::configure(size)
+        .and_then(|plugin| with_module(|module| module.root(context).map(|root| root.plugin = Some(plugin))).flatten())
+        .is_some()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_new_connection(context: u32) -> u32 {
     with_module(|module| {
         let (stream, parent) = core::mem::take(&mut module.stream);
-        let plugin = if stream == context { module.plugin(parent) } else { None };
-        filter::on_new_connection(plugin.and_then(|plugin| plugin.table.as_ref()))
+        let root = if stream == context { module.root(parent) } else { None };
+        filter::on_new_connection(root.and_then(|root| root.plugin.as_ref()))
     })
     .unwrap_or(filter::STOP)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_delete(context: u32) {
-    with_module(|module| module.plugins.retain(|plugin| plugin.context != context));
+    with_module(|module| module.roots.retain(|root| root.context != context));
 }
 
 #[panic_handler]

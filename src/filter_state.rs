@@ -26,14 +26,14 @@ pub struct Override {
 impl Override {
     /// The override to the cluster of this name.
     #[must_use]
-    pub fn new(cluster: &str) -> Self {
+    pub fn new(cluster: String) -> Self {
         let arguments = proto::SetEnvoyFilterStateArguments {
             path: CLUSTER.into(),
-            value: cluster.into(),
+            value: cluster,
             // A network filter writes to the state of the connection, which any span fits; this one, 0, takes no bytes.
             span: proto::LifeSpan::FilterChain.into(),
         };
-        Self { cluster: cluster.into(), message: arguments.encode_to_vec() }
+        Self { message: arguments.encode_to_vec(), cluster: arguments.value }
     }
 }
 
@@ -44,13 +44,13 @@ mod tests {
     #[test]
     fn an_override_is_encoded_as_envoy_reads_it() {
         // Field 1, 23 bytes; field 2, 7 bytes; field 3 is the default and so absent.
-        assert_eq!(Override::new("egress1").message, b"\x0a\x17envoy.tcp_proxy.cluster\x12\x07egress1");
+        assert_eq!(Override::new("egress1".into()).message, b"\x0a\x17envoy.tcp_proxy.cluster\x12\x07egress1");
     }
 
     #[test]
     fn a_long_cluster_name_is_not_cut() {
         let name = "x".repeat(1024);
-        let message = Override::new(&name).message;
+        let message = Override::new(name.clone()).message;
         assert_eq!(message.len(), 2 + 23 + 3 + 1024);
         assert!(message.ends_with(name.as_bytes()));
     }

@@ -1,4 +1,4 @@
-//! What the filter asks of the proxy, and all `unsafe` of the crate.
+//! What the filter asks of the proxy, and all unsafe code of the crate but the names of the exports.
 //!
 //! The SDK has these calls too, but its versions panic on a status that they do not list; these give every status back.
 //! Names and shapes are those of the proxy-wasm ABI 0.2.1
@@ -7,6 +7,8 @@
 
 use crate::line::Line;
 use alloc::vec::Vec;
+#[cfg(not(feature = "sdk"))]
+use core::alloc::Layout;
 use core::ptr::null_mut;
 use lol_alloc::{AssumeSingleThreaded, FreeListAllocator};
 
@@ -30,6 +32,9 @@ pub enum Level {
 /// The buffer that holds the plugin configuration.
 const PLUGIN_CONFIGURATION: u32 = 7;
 
+/// The kind of metric that only grows.
+const COUNTER: u32 = 0;
+
 /// The stream between the client and the proxy.
 const DOWNSTREAM: u32 = 2;
 
@@ -40,9 +45,9 @@ pub struct Status(u32);
 impl Status {
     const OK: u32 = 0;
 
-    /// The line, and this status.
-    pub fn after(self, line: Line) -> Line {
-        line.text(": host status ").number(self.0 as usize)
+    /// Appends the status to a line.
+    pub fn end(self, line: &mut Line) {
+        line.text(": host status ").number(self.0 as usize);
     }
 
     fn check(status: u32) -> Result<(), Self> {
@@ -63,6 +68,8 @@ unsafe extern "C" {
         value_size: *mut usize,
     ) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
+    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
+    fn proxy_increment_metric(id: u32, by: i64) -> u32;
     fn proxy_call_foreign_function(
         name: *const u8,
         name_size: usize,
@@ -95,8 +102,8 @@ pub fn call_foreign_function(name: &[u8], arguments: &[u8]) -> Result<(), Status
 }
 
 /// Writes a line to the proxy's log. A log that cannot be written is nowhere to be reported, so its status is dropped.
-pub fn log(level: Level, line: Line) {
-    let line = line.into_bytes();
+pub fn log(level: Level, line: &Line) {
+    let line = line.bytes();
     // SAFETY: the line is readable for its length.
     unsafe { proxy_log(level as u32, line.as_ptr(), line.len()) };
 }
@@ -109,16 +116,51 @@ pub fn logs(level: Level) -> bool {
     status == Status::OK && lowest <= level as u32
 }
 
+/// A counter in the proxy's statistics.
+pub struct Counter(Option<u32>);
+
+impl Counter {
+    /// The counter of this name, which all of that name share; it counts nothing where the host refuses it, and then
+    /// the log says so.
+    pub fn define(name: &str) -> Self {
+        let mut id = 0;
+        // SAFETY: the name is readable for its length, and the host writes four bytes to the address of a u32.
+        let status = unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &raw mut id) };
+        match Status::check(status) {
+            Ok(()) => Self(Some(id)),
+            Err(status) => {
+                let mut line = Line::new("counter ");
+                line.quoted(name.as_bytes()).text(" refused");
+                status.end(&mut line);
+                log(Level::Warn, &line);
+                Self(None)
+            }
+        }
+    }
+
+    /// Counts one. A host that refuses what it has defined leaves nothing to be done, so its status is dropped.
+    pub fn increment(&self) {
+        if let Some(id) = self.0 {
+            // SAFETY: the call touches none of our memory.
+            unsafe { proxy_increment_metric(id, 1) };
+        }
+    }
+}
+
 /// Closes the connection to the client. A host that cannot is told to go no further by what the callback returns.
 pub fn close_downstream() {
     // SAFETY: the call touches none of our memory.
     unsafe { proxy_close_stream(DOWNSTREAM) };
 }
 
-/// Memory for the host to hand something over in; null where there is none left.
+/// Memory for the host to hand something over in; null where there is not so much.
 #[cfg(not(feature = "sdk"))]
 pub fn allocate(size: usize) -> *mut u8 {
-    Vec::with_capacity(size).leak().as_mut_ptr()
+    match Layout::array::<u8>(size) {
+        // SAFETY: the layout has a size.
+        Ok(layout) if size > 0 => unsafe { alloc::alloc::alloc(layout) },
+        _ => null_mut(),
+    }
 }
 
 /// State that the module's functions share.
@@ -136,8 +178,8 @@ fn given(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>, 
     let given = if data.is_null() || size == 0 {
         Vec::new()
     } else {
-        // SAFETY: a host allocates what it hands over by the SDK's `malloc` export, a boxed slice of that very size,
-        // and leaves it to us.
+        // SAFETY: a host allocates what it hands over by the `malloc` export, ours or the SDK's, with the layout of so
+        // many bytes, and leaves it to us.
         unsafe { Vec::from_raw_parts(data, size, size) }
     };
     Status::check(status).map(|()| given)

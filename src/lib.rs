@@ -1,6 +1,6 @@
-//! sluice: a TCP filter for Envoy and Istio that chooses the egress cluster of a connection by its source address.
+//! sluice: a TCP filter for Envoy and Istio that chooses the egress cluster of a connection by its addresses.
 //!
-//! A configuration is read once into a table of routes ([`config`]); a connection's addresses are read ([`address`]),
+//! A configuration is read once ([`config`], from [`json`] or a [`structure`]) into a table of routes; a connection's addresses are read ([`address`]),
 //! the table decides ([`route`]), and the decision is handed to Envoy as filter state ([`filter_state`]).
 //! `filter` and `host`, which talk to the proxy, exist in the WebAssembly module only, and so do its two doors: `entry`,
 //! the shipped module's own entry points, and `sdk`, the SDK's dispatcher (feature `sdk`, on by default).
@@ -20,7 +20,11 @@ mod filter;
 pub mod filter_state;
 #[cfg(target_arch = "wasm32")]
 mod host;
+pub mod json;
 pub mod line;
+pub mod name;
+pub mod prefix;
 pub mod route;
 #[cfg(all(target_arch = "wasm32", feature = "sdk"))]
 mod sdk;
+pub mod structure;

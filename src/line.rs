@@ -13,19 +13,24 @@ impl Line {
     /// A line of sluice's that begins with this text.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self(b"sluice: ".to_vec()).text(text)
+        let mut line = Self(b"sluice: ".to_vec());
+        line.text(text);
+        line
     }
 
-    /// The line, and this text of our own.
-    #[must_use]
-    pub fn text(mut self, text: &str) -> Self {
-        self.0.extend_from_slice(text.as_bytes());
+    /// Appends a text of our own.
+    pub fn text(&mut self, text: &str) -> &mut Self {
+        self.ascii(text.as_bytes())
+    }
+
+    /// Appends bytes of our own, ASCII.
+    pub fn ascii(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
         self
     }
 
-    /// The line, and this foreign text in quotes: its start if it is long, what is not printable ASCII as `\xNN`.
-    #[must_use]
-    pub fn quoted(mut self, text: &[u8]) -> Self {
+    /// Appends a foreign text in quotes: its start if it is long, what is not printable ASCII as `\xNN`.
+    pub fn quoted(&mut self, text: &[u8]) -> &mut Self {
         self.0.push(b'"');
         for &byte in text.iter().take(SHOWN) {
             if matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\' {
@@ -35,27 +40,35 @@ impl Line {
             }
         }
         self.0.push(b'"');
-        if text.len() > SHOWN { self.text("... (").number(text.len()).text(" bytes)") } else { self }
+        if text.len() > SHOWN {
+            self.text("... (").number(text.len()).text(" bytes)");
+        }
+        self
     }
 
-    /// The line, and this number in decimal.
-    #[must_use]
-    pub fn number(mut self, mut number: usize) -> Self {
-        let start = self.0.len();
-        loop {
-            #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
-            self.0.insert(start, b'0'.wrapping_add((number % 10) as u8));
-            number /= 10;
-            if number == 0 {
-                return self;
-            }
-        }
+    /// Appends a number in decimal.
+    pub fn number(&mut self, number: usize) -> &mut Self {
+        append_decimal(&mut self.0, number);
+        self
     }
 
     /// The bytes of the line, ASCII.
     #[must_use]
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.0
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Appends a number in decimal.
+pub fn append_decimal(to: &mut Vec<u8>, mut number: usize) {
+    let start = to.len();
+    loop {
+        #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
+        to.insert(start, b'0'.wrapping_add((number % 10) as u8));
+        number /= 10;
+        if number == 0 {
+            return;
+        }
     }
 }
 
@@ -68,26 +81,26 @@ mod tests {
     use super::*;
     use std::string::{String, ToString};
 
-    fn text(line: Line) -> String {
-        String::from_utf8(line.into_bytes()).unwrap()
+    fn quoted(text: &[u8]) -> String {
+        String::from_utf8(Line::new("").quoted(text).bytes().to_vec()).unwrap()
     }
 
     #[test]
     fn foreign_text_cannot_break_the_line_or_its_quotes() {
-        assert_eq!(text(Line::new("").quoted(b"a\"\\\n\x7f\xff~ ")), r#"sluice: "a\x22\x5c\x0a\x7f\xff~ ""#);
+        assert_eq!(quoted(b"a\"\\\n\x7f\xff~ "), r#"sluice: "a\x22\x5c\x0a\x7f\xff~ ""#);
     }
 
     #[test]
     fn long_text_is_cut_and_its_length_told() {
-        assert_eq!(text(Line::new("").quoted(&[b'x'; 128])), std::format!("sluice: \"{}\"", "x".repeat(128)));
-        let long = text(Line::new("").quoted(&[b'x'; 129]));
+        assert_eq!(quoted(&[b'x'; 128]), std::format!("sluice: \"{}\"", "x".repeat(128)));
+        let long = quoted(&[b'x'; 129]);
         assert_eq!(long, std::format!("sluice: \"{}\"... (129 bytes)", "x".repeat(128)));
     }
 
     #[test]
     fn numbers_are_decimal() {
         for number in [0, 7, 10, 4_294_967_295] {
-            assert_eq!(text(Line::new("").number(number)), "sluice: ".to_string() + &number.to_string());
+            assert_eq!(Line::new("").number(number).bytes(), ("sluice: ".to_string() + &number.to_string()).as_bytes());
         }
     }
 }

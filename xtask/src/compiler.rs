@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use std::{env, fs, path::Path};
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 /// Debian's compiler brings neither a linker for WebAssembly nor its std.
 const DEBIAN_LINKER: [&str; 2] = ["-Clinker-flavor=wasm-ld", "-Clinker=wasm-ld-22"];
@@ -17,14 +17,18 @@ pub struct Compiler {
     debian: bool,
 }
 
-/// The cargo that called us, else the one in PATH.
-pub fn cargo() -> String {
-    env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+/// The cargo that called us, else the one in PATH, without what it told us of our own package: build scripts watch that,
+/// and would run again, for minutes, because another package's cargo called them.
+pub fn cargo(sh: &Shell) -> Cmd<'_> {
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let ours = env::vars().map(|(name, _)| name);
+    let ours = ours.filter(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"));
+    ours.fold(cmd!(sh, "{cargo}"), |command, name| command.env_remove(name))
 }
 
 /// Finds out which compiler it is.
 pub fn find(sh: &Shell, root: &Path) -> Result<Compiler> {
-    let toolchain = fs::read_to_string(root.join("rust-toolchain.toml"))?;
+    let toolchain = fs::read_to_string(root.join("rust-toolchain.toml")).context("rust-toolchain.toml")?;
     let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = "));
     let channel = channel.context("rust-toolchain.toml: no channel")?.trim_matches('"');
     let version = cmd!(sh, "rustc --version").quiet().read()?;

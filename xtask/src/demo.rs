@@ -62,23 +62,21 @@ pub fn traffic(module: &Path) -> Result<()> {
     println!();
     println!("{:<20} {:<9} {:<9} Envoy's counter", "source", "expected", "answered");
     let mut wrong = 0;
-    let mut counts = [0_u64; 2];
     for source in &sources {
         let last = match source {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(ip) => ip.octets()[15],
         };
-        let side = usize::from(last % 2);
-        let expected = ["egress1", "egress2"][side];
-        counts[side] += 1;
+        let expected = if last % 2 == 0 { "egress1" } else { "egress2" };
+        let counter = format!("cluster.{expected}.upstream_cx_total");
+        let before = running.stat(&counter)?;
         let answered = match testbed::who_answers(*source, running.listener("sluice", source)?) {
             Ok(answer) if answer.is_empty() => "nobody".to_owned(),
             Ok(answer) => answer,
             Err(error) => format!("{error:#}"),
         };
-        let counter = format!("cluster.{expected}.upstream_cx_total");
         let counted = running.stat(&counter)?;
-        let right = answered == expected && counted == counts[side];
+        let right = answered == expected && counted == before + 1;
         wrong += usize::from(!right);
         let mark = if right { "" } else { "  WRONG" };
         println!("{:<20} {expected:<9} {answered:<9} {counter}: {counted}{mark}", source.to_string());
@@ -89,8 +87,12 @@ pub fn traffic(module: &Path) -> Result<()> {
     if module.ends_with("target/shipped/sluice.wasm") {
         println!("The module is the shipped one but for the step wasm-opt, which `make build-wasm` adds.");
     }
-    if !in_namespace {
-        println!("IPv6: no source but ::1, as a network namespace cannot be made here.");
+    match (config::has_ipv6(), in_namespace) {
+        (false, _) => println!("IPv6: there is none here, so all sources are IPv4."),
+        (true, false) => {
+            println!("IPv6: ::1 is the only source, as a network namespace with others cannot be made here.")
+        }
+        (true, true) => {}
     }
     Ok(())
 }
@@ -122,8 +124,6 @@ fn sources(in_namespace: bool) -> Result<Vec<IpAddr>> {
     }
     if config::has_ipv6() {
         sources.push(Ipv6Addr::LOCALHOST.into());
-    } else {
-        println!("IPv6: none on this machine, so IPv4 sources only.");
     }
     Ok(sources)
 }

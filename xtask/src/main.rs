@@ -32,8 +32,7 @@ fn dispatch() -> Result<()> {
         ["coverage"] => tools::coverage(),
         ["demo"] => demo::prepare(),
         ["demo-traffic", module] => demo::traffic(module.as_ref()),
-        ["lint"] => lint::run(false),
-        ["lint", "--all-features"] => lint::run(true),
+        ["lint"] => lint::run(),
         #[cfg(feature = "proto")]
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]

@@ -4,11 +4,11 @@ use crate::{compiler, root};
 use anyhow::{Context, Result, ensure};
 use std::{
     env, fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 use testbed::DIST;
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 /// What Envoy calls or needs. What is not exported is not called: without the data callbacks the VM is not entered per
 /// chunk of data.
@@ -22,7 +22,7 @@ const EXPORTS: [&str; 7] = [
     "proxy_on_new_connection",
 ];
 
-/// What the module is made from; `dist/` is stale where one of these is younger.
+/// What the module is made from, beside the compiler.
 const INPUTS: [&str; 9] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -34,6 +34,9 @@ const INPUTS: [&str; 9] = [
     "xtask/src/module.rs",
     "xtask/Cargo.toml",
 ];
+
+/// Says from which inputs the module in `dist/` was built.
+const STAMP: &str = "target/shipped/stamp";
 
 /// How far to build.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,12 +56,17 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
         Steps::All => root.join(DIST),
         Steps::AllButWasmOpt => root.join("target/shipped/sluice.wasm"),
     };
+    ensure!(
+        steps == Steps::AllButWasmOpt || cfg!(feature = "wasm-opt"),
+        "{DIST} is to be built, which takes: cargo run --package xtask --features wasm-opt -- build-wasm"
+    );
     // A build that fails must not leave an older module in its place.
     if path.exists() {
         fs::remove_file(&path)?;
     }
     let compiler = compiler::find(&sh, &root)?;
     println!("compiler: {}", compiler.describe());
+    let inputs = inputs(&root, &compiler)?;
     let compiled = fs::read(compile(&sh, &root, &compiler)?)?;
     println!("{:>7} bytes  compiled, core and alloc rebuilt for size", compiled.len());
     let mut module = trim(&compiled)?;
@@ -68,7 +76,12 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
         println!("{:>7} bytes  wasm-opt", module.len());
     }
     fs::create_dir_all(path.parent().context("the module's path has no folder")?)?;
-    fs::write(&path, module)?;
+    let aside = path.with_extension("partial");
+    fs::write(&aside, &module)?;
+    fs::rename(&aside, &path)?;
+    if steps == Steps::All {
+        fs::write(root.join(STAMP), stamp(inputs, &module))?;
+    }
     println!("{}", path.strip_prefix(&root)?.display());
     Ok(path)
 }
@@ -81,25 +94,54 @@ pub fn shipped() -> Result<PathBuf> {
     }
 }
 
-/// The shipped module if it stands in `dist/` and nothing that it is made from is younger.
+/// The shipped module if it stands in `dist/` as it was built, from what stands here now.
 pub fn fresh() -> Result<Option<PathBuf>> {
     let root = root()?;
     let path = root.join(DIST);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let built = path.metadata()?.modified()?;
+    let (Ok(module), Ok(written)) = (fs::read(&path), fs::read_to_string(root.join(STAMP))) else { return Ok(None) };
+    let sh = Shell::new()?;
+    sh.change_dir(&root);
+    let now = stamp(inputs(&root, &compiler::find(&sh, &root)?)?, &module);
+    Ok((now == written).then_some(path))
+}
+
+/// Tells which inputs gave which module.
+fn stamp(inputs: u64, module: &[u8]) -> String {
+    format!("{inputs:016x} {:016x}\n", hash(|hasher| module.hash(hasher)))
+}
+
+/// Of the compiler and the contents of everything that the module is made from.
+fn inputs(root: &Path, compiler: &compiler::Compiler) -> Result<u64> {
+    let mut files = Vec::new();
     for input in INPUTS {
-        if youngest(&root.join(input))? > built {
-            return Ok(None);
-        }
+        collect(&root.join(input), &mut files)?;
     }
-    Ok(Some(path))
+    files.sort();
+    let contents: Result<Vec<_>> = files.iter().map(|file| Ok((file.strip_prefix(root)?, fs::read(file)?))).collect();
+    let contents = contents?;
+    Ok(hash(|hasher| (compiler.describe(), contents).hash(hasher)))
+}
+
+fn hash(feed: impl FnOnce(&mut DefaultHasher)) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    feed(&mut hasher);
+    hasher.finish()
+}
+
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            collect(&entry?.path(), files)?;
+        }
+    } else {
+        files.push(path.to_owned());
+    }
+    Ok(())
 }
 
 /// Fails where the shipped module is larger than tests/data/size-budget allows.
 pub fn check_size() -> Result<()> {
-    let budget = fs::read_to_string(root()?.join("tests/data/size-budget"))?;
+    let budget = fs::read_to_string(root()?.join("tests/data/size-budget")).context("tests/data/size-budget")?;
     let budget: u64 = budget.trim().parse().context("tests/data/size-budget: not a number of bytes")?;
     let size = shipped()?.metadata()?.len();
     ensure!(size <= budget, "{DIST}: {size} bytes, {} over the budget of {budget}", size - budget);
@@ -107,21 +149,10 @@ pub fn check_size() -> Result<()> {
     Ok(())
 }
 
-fn youngest(path: &Path) -> Result<SystemTime> {
-    let mut time = path.metadata()?.modified()?;
-    if path.is_dir() {
-        for entry in fs::read_dir(path)? {
-            time = time.max(youngest(&entry?.path())?);
-        }
-    }
-    Ok(time)
-}
-
 fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<PathBuf> {
-    let cargo = compiler::cargo();
     let cargo_home = match env::var("CARGO_HOME") {
-        Ok(home) => home,
-        Err(_) => format!("{}/.cargo", env::var("HOME").context("neither CARGO_HOME nor HOME is set")?),
+        Ok(home) if !home.is_empty() => home,
+        _ => format!("{}/.cargo", env::var("HOME").context("neither CARGO_HOME nor HOME is set")?),
     };
     let mut flags = vec![
         "-Zunstable-options".to_owned(),
@@ -144,7 +175,8 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
         fs::remove_file(&module)?;
     }
     // One crate type only: beside an rlib, cargo leaves out the link-time optimisation of the cdylib.
-    cmd!(sh, "{cargo} rustc --locked --release --lib --crate-type cdylib --no-default-features")
+    compiler::cargo(sh)
+        .args(["rustc", "--locked", "--release", "--lib", "--crate-type", "cdylib", "--no-default-features"])
         .args(["--target", "wasm32-unknown-unknown", "--target-dir"])
         .arg(&target)
         .args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=optimize_for_size"])
@@ -193,5 +225,5 @@ fn optimise(module: &[u8]) -> Result<Vec<u8>> {
 
 #[cfg(not(feature = "wasm-opt"))]
 fn optimise(_: &[u8]) -> Result<Vec<u8>> {
-    anyhow::bail!("this task is built by: cargo run --package xtask --features wasm-opt -- build-wasm")
+    anyhow::bail!("xtask was built without its feature wasm-opt")
 }

@@ -4,7 +4,7 @@ use crate::{compiler, module, root};
 use anyhow::Result;
 use std::env;
 use testbed::envoy;
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 /// Builds the shipped module if it is stale and the plain one, gets Envoy and runs the tests, the ignored ones too.
 pub fn run() -> Result<()> {
@@ -14,10 +14,17 @@ pub fn run() -> Result<()> {
     module::shipped()?;
     let compiler = compiler::find(&sh, &root)?;
     println!("compiler: {}", compiler.describe());
-    let (cargo, target) = (compiler::cargo(), compiler.module_target());
-    cmd!(sh, "{cargo} build --release {target...}").envs(compiler.module_environment()).run()?;
+    compiler::cargo(&sh)
+        .args(["build", "--locked", "--release", "--lib", "--target-dir", "target"])
+        .args(compiler.module_target())
+        .envs(compiler.module_environment())
+        .run()?;
     let envoy = envoy::program()?;
     println!("Envoy: {}", envoy::version(&envoy)?);
-    cmd!(sh, "{cargo} test -- --include-ignored").env("ENVOY", envoy).env("SLUICE_XTASK", env::current_exe()?).run()?;
+    compiler::cargo(&sh)
+        .args(["test", "--locked", "--", "--include-ignored"])
+        .env("ENVOY", envoy)
+        .env("SLUICE_XTASK", env::current_exe()?)
+        .run()?;
     Ok(())
 }

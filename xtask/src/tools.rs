@@ -13,11 +13,15 @@ pub fn audit() -> Result<()> {
     let sh = shell()?;
     let deny = tool(&sh, CARGO_DENY)?;
     cmd!(sh, "{deny} --all-features check licenses bans sources").run()?;
-    let fetched = cmd!(sh, "{deny} fetch db").quiet().ignore_stdout().ignore_stderr().run();
-    if fetched.is_ok() {
+    let fetched = cmd!(sh, "{deny} fetch db").quiet().ignore_status().output()?;
+    if fetched.status.success() {
         cmd!(sh, "{deny} --all-features check --disable-fetch advisories").run()?;
     } else {
-        println!("advisories: not checked, their database cannot be fetched from here");
+        let why = String::from_utf8_lossy(&fetched.stderr);
+        println!(
+            "advisories: not checked, their database cannot be fetched: {}",
+            why.lines().last().unwrap_or("no reason")
+        );
     }
     Ok(())
 }
@@ -40,8 +44,8 @@ fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
     let tools = root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = tools.join("bin").join(name);
     if !program.exists() {
-        let cargo = cargo();
-        cmd!(sh, "{cargo} install --quiet --locked --root {tools} --version {version} {name}").run()?;
+        let install = cargo(sh).args(["install", "--quiet", "--locked", "--version", version, name, "--root"]);
+        install.arg(&tools).run()?;
     }
     Ok(program)
 }

@@ -1,0 +1,118 @@
+//! CIDR prefixes, IPv4 and IPv6.
+
+use crate::address::{Address, parse_cidr};
+
+/// The addresses of one family that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    network: Address,
+    mask: u128,
+}
+
+impl Prefix {
+    /// The prefix that the text stands for; none where it is no CIDR, has host bits set, or is an IPv6 prefix of
+    /// embedded IPv4 addresses, which would match nothing.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let (network, length) = parse_cidr(text)?;
+        let (embedded, width) = if network.is_ipv4 { (false, 32) } else { (network.bits >> 32 == 0xffff, 128) };
+        // Of IPv4 it has 96 bits too many, all of them 0 in every address.
+        let mask = u128::MAX.checked_shl(u32::checked_sub(width, length)?).unwrap_or(0);
+        (!embedded && network.bits & !mask == 0).then_some(Self { network, mask })
+    }
+
+    /// Whether the address is one of these.
+    #[must_use]
+    pub fn contains(&self, address: Address) -> bool {
+        address.is_ipv4 == self.network.is_ipv4 && address.bits & self.mask == self.network.bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address;
+    use core::net::{IpAddr, SocketAddr};
+    use ipnet::IpNet;
+    use std::{format, string::ToString};
+
+    fn read(ip: IpAddr) -> Address {
+        address::parse(SocketAddr::new(ip, 1).to_string().as_bytes()).unwrap().address
+    }
+
+    #[test]
+    fn what_is_no_cidr_is_refused() {
+        for text in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/",
+            "/8",
+            "10.0.0.0/33",
+            "10.0.0.0/08",
+            "10.0.0.0/+8",
+            "10.0.0.0/-1",
+            "10.0.0.0/8/8",
+            "10.0.0.0/ 8",
+            "10.0.0/8",
+            "010.0.0.0/8",
+            "10.0.0.1/8",
+            "0.0.0.1/0",
+            "fd00::/129",
+            "fd00::1/64",
+            "::1/0",
+            "[fd00::]/8",
+            "fe80::%1/64",
+            "::ffff:10.0.0.0/104",
+            "::ffff:0:0/96",
+            "10.0.0.0/99999999999",
+        ] {
+            assert_eq!(Prefix::parse(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn families_are_kept_apart_and_embedded_addresses_are_ipv4() {
+        let contains =
+            |prefix: &str, ip: &str| Prefix::parse(prefix.as_bytes()).unwrap().contains(read(ip.parse().unwrap()));
+        assert!(contains("0.0.0.0/0", "203.0.113.9"));
+        assert!(contains("0.0.0.0/0", "::ffff:203.0.113.9"));
+        assert!(contains("10.1.0.0/16", "::ffff:10.1.2.3"));
+        assert!(!contains("10.1.0.0/16", "::ffff:10.2.2.3"));
+        assert!(!contains("0.0.0.0/0", "2001:db8::1"));
+        assert!(!contains("::/0", "203.0.113.9"));
+        assert!(!contains("::/0", "::ffff:203.0.113.9"));
+        assert!(contains("::/0", "2001:db8::1"));
+        assert!(contains("::/96", "::10.0.0.1")); // a deprecated form, which is no embedded address
+        assert!(contains("10.0.0.7/32", "10.0.0.7") && !contains("10.0.0.7/32", "10.0.0.6"));
+        assert!(contains("2001:db8::1/128", "2001:db8::1") && !contains("2001:db8::1/128", "2001:db8::"));
+    }
+
+    /// What the ipnet crate says, of addresses that are canonical.
+    fn by_ipnet(net: IpNet, ip: IpAddr) -> bool {
+        net.contains(&ip.to_canonical())
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn matching_is_as_in_ipnet(network: IpAddr, length in 0_u8..=128, ip: IpAddr, flipped in 0_u32..128) {
+            let network = network.to_canonical();
+            let width = if network.is_ipv4() { 32 } else { 128 };
+            let net = IpNet::new(network, length.min(width)).unwrap().trunc();
+            let prefix = Prefix::parse(net.to_string().as_bytes()).unwrap();
+            proptest::prop_assert_eq!(prefix.contains(read(ip)), by_ipnet(net, ip));
+            // A neighbour: the network's address with one bit flipped.
+            let near: IpAddr = match net.network() {
+                IpAddr::V4(ip) => core::net::Ipv4Addr::from(u32::from(ip) ^ 1 << (flipped % 32)).into(),
+                IpAddr::V6(ip) => core::net::Ipv6Addr::from(u128::from(ip) ^ 1 << flipped).into(),
+            };
+            proptest::prop_assert_eq!(prefix.contains(read(near)), by_ipnet(net, near));
+        }
+
+        #[test]
+        fn texts_are_prefixes_where_ipnet_says_so_and_no_host_bit_is_set(ip: IpAddr, length in 0_u8..=140) {
+            let text = format!("{}/{length}", ip.to_canonical());
+            let expected = text.parse::<IpNet>().is_ok_and(|net| net.trunc() == net);
+            proptest::prop_assert_eq!(Prefix::parse(text.as_bytes()).is_some(), expected, "{}", text);
+        }
+    }
+}
