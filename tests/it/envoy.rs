@@ -51,11 +51,16 @@ fn answer(envoy: &Envoy, source: &str) -> Result<String> {
     who_answers(source, envoy.listener("sluice", &source)?)
 }
 
+/// A client of this listener's, once it has said this.
+fn send(envoy: &Envoy, listener: &str, bytes: &[u8]) -> Result<TcpStream> {
+    let mut client = connect(LOCALHOST, envoy.listener(listener, &LOCALHOST)?)?;
+    client.write_all(bytes)?;
+    Ok(client)
+}
+
 /// Who answers a connection that comes with this PROXY header, version 1.
 fn answer_to_header(envoy: &Envoy, header: &str) -> Result<String> {
-    let mut client = connect(LOCALHOST, envoy.listener("sluice", &LOCALHOST)?)?;
-    client.write_all(header.as_bytes())?;
-    read_all(client)
+    read_all(send(envoy, "sluice", header.as_bytes())?)
 }
 
 fn read_all(mut client: TcpStream) -> Result<String> {
@@ -148,11 +153,9 @@ fn ten_thousand_connections_are_split_as_their_sources_say() -> Result<()> {
 fn a_decision_is_logged_at_debug() -> Result<()> {
     let envoy = Envoy::start_with(&envoy::program()?, &standalone()?, &["--component-log-level", "wasm:debug"])?;
     assert_eq!(answer(&envoy, "127.0.0.2")?, "egress1");
-    let log = envoy.log();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("wasm log")).collect();
-    assert_eq!(lines.len(), 1, "{log}");
-    assert!(lines[0].contains("[debug]") && lines[0].contains("source.address \"127.0.0.2:"), "{log}");
-    assert!(lines[0].ends_with(" takes \"egress1\""), "{log}");
+    let line = only_wasm_line(&envoy);
+    assert!(line.contains("[debug]") && line.contains("source.address \"127.0.0.2:"), "{line}");
+    assert!(line.ends_with(" takes \"egress1\""), "{line}");
     Ok(())
 }
 
@@ -391,8 +394,7 @@ fn first_bytes(source: &str, destination: &str, name: &str) -> Result<Vec<u8>> {
 }
 
 fn answer_to(envoy: &Envoy, first_bytes: &[u8]) -> Result<String> {
-    let mut client = connect(LOCALHOST, envoy.listener("sluice", &LOCALHOST)?)?;
-    client.write_all(first_bytes)?;
+    let mut client = send(envoy, "sluice", first_bytes)?;
     let mut answer = String::new();
     match client.read_to_string(&mut answer) {
         // Envoy closes what it has not read with a reset.
@@ -470,9 +472,7 @@ fn two_listeners_that_share_a_vm_keep_their_tables_apart_and_count_together() ->
     let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
     for _ in 0..100 {
         for (name, expected) in [("sluice", "egress1"), ("other", "egress2")] {
-            let mut client = connect(LOCALHOST, envoy.listener(name, &LOCALHOST)?)?;
-            client.write_all(&first)?;
-            assert_eq!(read_all(client)?, expected, "{name}");
+            assert_eq!(read_all(send(&envoy, name, &first)?)?, expected, "{name}");
         }
     }
     assert_eq!(envoy.stat("wasmcustom.sluice.routed.egress1")?, 100);
