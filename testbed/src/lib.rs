@@ -4,10 +4,12 @@
 pub mod backend;
 pub mod config;
 pub mod envoy;
+pub mod network;
 
 pub use backend::Backend;
 pub use config::Config;
 pub use envoy::Envoy;
+pub use network::{Host, Network};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, SockAddr, Socket, Type};

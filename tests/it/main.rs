@@ -21,6 +21,7 @@ mod scenario;
 mod schema;
 mod tidy;
 mod wasm;
+mod way;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,117 @@
+//! Hosts on one bridge, each in a network namespace of its own. Nothing of them is outside this process: the namespaces
+//! go when their owner is dropped, or when the process ends, however it ends.
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
+use std::{
+    fs::File,
+    os::fd::AsRawFd,
+    process::{self, Command},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// A bridge. It has no addresses and routes nothing.
+pub struct Network {
+    bridge: Host,
+    ports: AtomicUsize,
+}
+
+impl Network {
+    /// Makes a bridge; this takes the rights of root.
+    pub fn new() -> Result<Self> {
+        let bridge = Host::alone()?;
+        bridge.ip("link add bridge type bridge mcast_snooping 0")?;
+        bridge.ip("link set bridge up")?;
+        Ok(Self { bridge, ports: AtomicUsize::new(0) })
+    }
+
+    /// A host with these addresses on its `eth0`. Whatever address the hosts have, they reach each other directly.
+    pub fn host(&self, addresses: &[&str]) -> Result<Host> {
+        let mut host = Host::alone()?;
+        host.bridge = Some(Arc::clone(&self.bridge.namespace));
+        let port = format!("port{}", self.ports.fetch_add(1, Ordering::Relaxed));
+        self.bridge.ip(&format!("link add {port} type veth peer name eth0 netns {}", host.path()))?;
+        self.bridge.ip(&format!("link set {port} master bridge up"))?;
+        host.ip("link set eth0 up")?;
+        for address in addresses {
+            host.ip(&format!("address add {address} dev eth0 nodad"))?;
+        }
+        host.ip("route add default dev eth0")?;
+        if addresses.iter().any(|address| address.contains(':')) {
+            host.ip("-6 route add default dev eth0")?;
+        }
+        Ok(host)
+    }
+}
+
+/// A network namespace. Its clones are the same host.
+#[derive(Clone)]
+pub struct Host {
+    namespace: Arc<File>,
+    /// Held, so that a host is connected as long as it lasts.
+    bridge: Option<Arc<File>>,
+}
+
+impl Host {
+    /// A host with its loopback interface only.
+    pub fn alone() -> Result<Self> {
+        let made = thread::scope(|scope| {
+            let thread = scope.spawn(|| -> Result<File> {
+                unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+                Ok(File::open("/proc/thread-self/ns/net")?)
+            });
+            thread.join().expect("neither of the two calls panics")
+        });
+        let host = Self { namespace: Arc::new(made?), bridge: None };
+        host.ip("link set lo up")?;
+        Ok(host)
+    }
+
+    /// Where other processes find the namespace as long as this host lasts.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd())
+    }
+
+    /// Does this on a thread in the host. Sockets stay in the host that they were made in.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let thread = move || {
+            setns(&*self.namespace, CloneFlags::CLONE_NEWNET).expect("the namespace is ours and open");
+            work()
+        };
+        match thread::scope(|scope| scope.spawn(thread).join()) {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// A program that will run in the host.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path())).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a program with these arguments, which it separates at spaces, and expects it to succeed.
+    pub fn call(&self, program: &str, arguments: &str) -> Result<()> {
+        let output = self.command(program).args(arguments.split(' ')).output();
+        let output = output.context("cannot start nsenter")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} {arguments}: {}: {said}", output.status);
+        Ok(())
+    }
+
+    fn ip(&self, arguments: &str) -> Result<()> {
+        self.call("ip", arguments)
+    }
+}
+
+/// Why hosts cannot be made here, if so.
+pub fn hindrance() -> Option<String> {
+    let trial = || Network::new()?.host(&["192.0.2.1/24", "2001:db8::1/64"]);
+    trial().err().map(|error| format!("{error:#}"))
+}
