@@ -4,13 +4,15 @@ WITH_WASM_OPT = run --package xtask --features wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo test dev ci fmt lint build-wasm wasm-size regen-proto check-readme coverage audit
+.PHONY: help demo docker-demo test test-docker dev ci fmt lint build-wasm wasm-size regen-proto check-readme coverage audit
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
+docker-demo: ; @$(CARGO) $(WITH_WASM_OPT) docker-demo
 test: ; $(CARGO) $(WITH_WASM_OPT) test
+test-docker: ; $(CARGO) $(WITH_WASM_OPT) test-docker
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-ci: lint check-readme audit regen-proto wasm-size demo test
+ci: lint check-readme audit regen-proto wasm-size demo test test-docker
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
 build-wasm: ; $(CARGO) $(WITH_WASM_OPT) build-wasm

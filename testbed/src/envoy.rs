@@ -180,9 +180,7 @@ impl Envoy {
 
     /// The value of a counter or gauge; 0 where Envoy has none of this name, as it makes many of them on first use.
     pub fn stat(&self, name: &str) -> Result<u64> {
-        let stats = self.get("/stats")?;
-        let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        value.map_or(Ok(0), |value| Ok(value.parse()?))
+        value(&self.get("/stats")?, name)
     }
 
     /// Waits until a counter or gauge has this value.
@@ -258,6 +256,12 @@ impl Drop for Envoy {
         _ = self.process.kill();
         _ = self.process.wait();
     }
+}
+
+/// The value of a counter or gauge in what `/stats` answers; 0 where it does not stand there.
+pub fn value(stats: &str, name: &str) -> Result<u64> {
+    let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    value.map_or(Ok(0), |value| Ok(value.parse()?))
 }
 
 /// What Envoy says of a configuration when it is started with it, without serving: all of its log, and whether it

@@ -14,6 +14,7 @@
 mod artefact;
 mod decision;
 mod demo;
+mod docker;
 mod envoy;
 mod explain;
 mod host;

@@ -175,7 +175,7 @@ fn versions_stand_in_one_place() {
             // Documents tell what was measured with which version; the lock file has versions of everything.
             let of_its_own =
                 path.extension().is_some_and(|extension| extension == "md") || path.ends_with("Cargo.lock");
-            if of_its_own || path == Path::new(home) {
+            if of_its_own || path == Path::new(home) || path == Path::new(COMPOSE) {
                 continue;
             }
             let bytes = fs::read(testbed::root().join(&path)).unwrap();
@@ -183,6 +183,15 @@ fn versions_stand_in_one_place() {
             assert!(!there, "{}: {version} stands in {home} already", path.display());
         }
     }
+}
+
+/// What Docker Compose reads besides its file; it cannot read `.envoy-version`.
+const COMPOSE: &str = "envoy-docker/.env";
+
+#[test]
+fn compose_takes_envoy_at_its_version() {
+    let image = format!("ENVOY_IMAGE=envoyproxy/envoy:v{}", read(Path::new(".envoy-version")).trim());
+    assert!(read(Path::new(COMPOSE)).lines().any(|line| line == image), "{COMPOSE}: {image}");
 }
 
 #[test]

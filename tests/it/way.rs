@@ -2,7 +2,7 @@
 //! redirected, its sidecar, two egress routers and a destination, each a host in a network namespace. What is asserted,
 //! the destination saw or Envoy counted and logged.
 
-use crate::shipped;
+use crate::{envoy::TRAPS, shipped};
 use anyhow::{Context, Result, ensure};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -10,6 +10,7 @@ use rustls::{
 };
 use std::{
     collections::hash_map::DefaultHasher,
+    fs,
     hash::Hasher,
     io::{self, ErrorKind, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -59,8 +60,11 @@ fn sidecar() -> Result<Config> {
 /// The shipped router's configuration, for the addresses here.
 fn router() -> Result<Config> {
     Config::file(&testbed::root().join("envoy-docker/egress-router.yaml"))?
-        .with("address_prefix: 172.30.80.10, prefix_len: 32", "address_prefix: 10.1.0.0, prefix_len: 29")?
-        .with("address_prefix: 172.30.80.0, prefix_len: 24", "address_prefix: 10.1.0.0, prefix_len: 16")
+        .with("172.30.80.10, prefix_len: 32", "10.1.0.0, prefix_len: 29")?
+        .with("\"fd00:172:30:80::11\", prefix_len: 128", "\"fd00:1::\", prefix_len: 125")?
+        .with("172.30.80.0, prefix_len: 24", "10.1.0.0, prefix_len: 16")?
+        .with("\"fd00:172:30:80::\", prefix_len: 64", "\"fd00:1::\", prefix_len: 64")?
+        .with("198.51.100.21, prefix_len: 32", "198.51.100.11, prefix_len: 32")
 }
 
 impl Way {
@@ -280,7 +284,9 @@ const SOURCES: [(&str, usize); 4] = [("10.1.0.2", 0), ("10.1.0.3", 1), ("fd00:1:
 #[test]
 #[ignore = "make test-docker, as root, makes its network"]
 fn each_source_reaches_what_it_asks_for_by_its_own_egress() -> Result<()> {
-    let way = Way::new()?;
+    // A sidecar that waited for a client that does not speak would be noticed.
+    let patient = sidecar()?.with("listener_filters_timeout: 0.2s", "listener_filters_timeout: 15s")?;
+    let way = Way::with(&patient, &router()?)?;
     let mut roots = RootCertStore::empty();
     roots.add(way.trusted.clone())?;
     let tls = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
@@ -302,7 +308,7 @@ fn each_source_reaches_what_it_asks_for_by_its_own_egress() -> Result<()> {
         let mut greeting = [0; 11];
         client.read_exact(&mut greeting)?;
         assert_eq!(&greeting, b"220 ready\r\n");
-        assert!(started.elapsed() < Duration::from_millis(150), "the sidecar waited for a client that did not speak");
+        assert!(started.elapsed() < Duration::from_secs(10), "the sidecar waited for the client");
         client.write_all(b"QUIT\r\n")?;
         client.shutdown(Shutdown::Write)?;
         assert_eq!(way.await_seen(GREETING)?, (router, b"QUIT\r\n".to_vec()), "{source}");
@@ -336,8 +342,8 @@ fn each_source_reaches_what_it_asks_for_by_its_own_egress() -> Result<()> {
 }
 
 /// A program in the pod that is run as this user, connects to the destination's echo and sends it this word.
-fn call_as(way: &Way, user: u32, word: &str) -> Result<bool> {
-    let script = format!("exec 3<>/dev/tcp/198.51.100.7/{ECHO} && echo {word} >&3 && read line <&3");
+fn call_as(way: &Way, user: u32, destination: IpAddr, word: &str) -> Result<bool> {
+    let script = format!("exec 3<>/dev/tcp/{destination}/{ECHO} && echo {word} >&3 && read line <&3");
     let mut command = way.pod.command("setpriv");
     let user = user.to_string();
     command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "bash", "-c", &script]);
@@ -348,17 +354,29 @@ fn call_as(way: &Way, user: u32, word: &str) -> Result<bool> {
 #[ignore = "make test-docker, as root, makes its network"]
 fn nobody_but_the_sidecar_gets_out_around_it() -> Result<()> {
     let mut way = Way::new()?;
-    let pod: IpAddr = "10.1.0.2".parse()?;
-    assert!(call_as(&way, envoy::USER, "sidecar")?);
-    assert_eq!(way.await_seen(ECHO)?, (pod, b"sidecar\n".to_vec()), "without redirection the pod is seen");
-    for user in [0, 1000] {
-        assert!(call_as(&way, user, "client")?);
-        assert_eq!(way.await_seen(ECHO)?, ("10.1.0.11".parse()?, b"client\n".to_vec()), "user {user}");
+    for destination in DESTINATION {
+        let (destination, _) = destination.split_once('/').context("a prefix")?;
+        let destination: IpAddr = destination.parse()?;
+        assert!(call_as(&way, envoy::USER, destination, "sidecar")?);
+        let (seen, said) = way.await_seen(ECHO)?;
+        assert!(is_among(seen, &POD) && said == b"sidecar\n", "without redirection the pod is seen, not {seen}");
+        for user in [0, 1000] {
+            assert!(call_as(&way, user, destination, "client")?);
+            let (seen, said) = way.await_seen(ECHO)?;
+            assert!(is_among(seen, ROUTERS.as_flattened()) && said == b"client\n", "user {user} is seen as {seen}");
+        }
     }
     way.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &sidecar()?, &[])?; // the pod has none any more
-    assert!(!call_as(&way, 1000, "client")?);
+    for source in ["10.1.0.2", "fd00:1::2"] {
+        assert!(!call_as(&way, 1000, destination_of(source.parse()?), "client")?);
+    }
     assert!(way.seen.lock().expect("no server panics").is_empty());
     Ok(())
+}
+
+/// Whether this address is one of those, which have prefixes.
+fn is_among(address: IpAddr, those: &[&str]) -> bool {
+    those.iter().any(|one| one.split_once('/').is_some_and(|(one, _)| one == address.to_string()))
 }
 
 /// The bytes of a PROXY header, version 2: command and version, family and protocol, what follows.
@@ -399,12 +417,13 @@ const ELSEWHERE: [&str; 7] = [
 impl Doorstep {
     fn new(router_config: &Config) -> Result<Self> {
         let network = Network::new()?;
-        let router = network.host(&ROUTERS[0])?;
+        let [ipv4, ipv6] = ROUTERS[0];
+        let router = network.host(&[ipv4, ipv6, "198.51.100.11/32"])?;
         let destination = network.host(&ELSEWHERE)?;
         serve(&router)?;
         serve(&destination)?;
         Ok(Self {
-            peer: network.host(&["10.1.0.2/16"])?,
+            peer: network.host(&["10.1.0.2/16", "fd00:1::2/64"])?,
             stranger: network.host(&["10.1.0.100/16"])?,
             egress: Envoy::start_in(&router, &envoy::program()?, router_config, &[])?,
             router,
@@ -434,6 +453,16 @@ impl Doorstep {
     }
 }
 
+/// Waits until the access log has exactly this many lines.
+fn await_lines(envoy: &Envoy, expected: usize) -> Result<()> {
+    let started = Instant::now();
+    while envoy.access_log().lines().count() != expected {
+        ensure!(started.elapsed() < DEADLINE, "not {expected} lines in the access log:\n{}", envoy.access_log());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "make test-docker, as root, makes its network"]
 fn the_router_is_no_open_proxy() -> Result<()> {
@@ -451,37 +480,35 @@ fn the_router_is_no_open_proxy() -> Result<()> {
 
     let ipv4 = [[10, 1, 0, 2], [198, 51, 100, 7]].concat();
     let rest = [ipv4.as_slice(), &1234_u16.to_be_bytes(), &25_u16.to_be_bytes()].concat();
-    for (what, said) in [
-        ("LOCAL", header(0x20, 0x00, b"")),
-        ("LOCAL with addresses", header(0x20, 0x11, &rest)),
-        ("UNKNOWN", header(0x21, 0x00, b"")),
-        ("UNKNOWN with addresses", header(0x21, 0x00, &rest)),
-        ("a socket file", header(0x21, 0x31, &[0; 216])),
-        ("another version", header(0x31, 0x11, &rest)),
-        ("another command", header(0x22, 0x11, &rest)),
-        ("addresses cut short", header(0x21, 0x11, &rest[..8])),
-        ("a header cut short", good[..20].to_vec()),
-        ("half a signature", good[..6].to_vec()),
-        ("version 1", b"PROXY TCP4 10.1.0.2 198.51.100.7 1234 25\r\n".to_vec()),
-        ("version 1, UNKNOWN", b"PROXY UNKNOWN\r\n".to_vec()),
-        ("no header", b"EHLO example.com\r\n".to_vec()),
-        ("nothing", Vec::new()),
+    const FORBIDDEN: &str = "cluster.forbidden.upstream_cx_none_healthy";
+    const ERROR: &str = "proxy_proto.egress.versions.v2.error";
+    const VERSION_1: &str = "proxy_proto.egress.versions.v1.disallowed";
+    const NO_HEADER: &str = "proxy_proto.egress.not_found_disallowed";
+    const TIMEOUT: &str = "listener.0.0.0.0_8080.downstream_pre_cx_timeout";
+    let mut lines = 2; // of the two good headers above
+    await_lines(&doorstep.egress, lines)?;
+    for (what, said, counter) in [
+        ("LOCAL", header(0x20, 0x00, b""), FORBIDDEN),
+        ("LOCAL with addresses", header(0x20, 0x11, &rest), FORBIDDEN),
+        ("UNKNOWN", header(0x21, 0x00, b""), ERROR),
+        ("UNKNOWN with addresses", header(0x21, 0x00, &rest), ERROR),
+        ("a socket file", header(0x21, 0x31, &[0; 216]), ERROR),
+        ("another version", header(0x31, 0x11, &rest), ERROR),
+        ("another command", header(0x22, 0x11, &rest), ERROR),
+        ("addresses cut short", header(0x21, 0x11, &rest[..8]), ERROR),
+        ("a header cut short", good[..20].to_vec(), TIMEOUT),
+        ("half a signature", good[..6].to_vec(), TIMEOUT),
+        ("version 1", b"PROXY TCP4 10.1.0.2 198.51.100.7 1234 25\r\n".to_vec(), VERSION_1),
+        ("version 1, UNKNOWN", b"PROXY UNKNOWN\r\n".to_vec(), VERSION_1),
+        ("no header", b"EHLO example.com\r\n".to_vec(), NO_HEADER),
+        ("nothing", Vec::new(), TIMEOUT),
     ] {
-        let before = doorstep.egress.access_log().lines().count();
+        let before = doorstep.egress.stat(counter)?;
         assert_eq!(doorstep.ask(&doorstep.peer, &said)?, (Vec::new(), 1), "{what}");
-        let started = Instant::now();
-        while doorstep.egress.access_log().lines().count() == before {
-            assert!(started.elapsed() < DEADLINE, "{what} is not in the access log");
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-    let counted = [
-        ("cluster.forbidden.upstream_cx_none_healthy", 2), // LOCAL
-        ("proxy_proto.egress.versions.v1.disallowed", 2),
-        ("proxy_proto.egress.not_found_disallowed", 1),
-    ];
-    for (counter, expected) in counted {
-        assert_eq!(doorstep.egress.stat(counter)?, expected, "{counter}\n{}", doorstep.egress.get("/stats")?);
+        lines += 1;
+        await_lines(&doorstep.egress, lines)?;
+        let counted = doorstep.egress.stat(counter)?;
+        assert_eq!(counted, before + 1, "{what}: {counter}\n{}", doorstep.egress.get("/stats?usedonly")?);
     }
     Ok(())
 }
@@ -501,7 +528,12 @@ fn some_destinations_are_for_nobody() -> Result<()> {
         ("[::ffff:0.0.0.0]:25", "[::ffff:0.0.0.0]:25"),
         ("[::ffff:169.254.169.254]:25", "[::ffff:169.254.169.254]:25"),
         ("[::ffff:198.51.100.7]:25", "[::ffff:198.51.100.7]:25"),
+        ("[::ffff:0:127.0.0.1]:25", "[::ffff:0:7f00:1]:25"),
         ("[64:ff9b::127.0.0.1]:25", "[64:ff9b::7f00:1]:25"),
+        ("[64:ff9b::100.100.100.200]:25", "[64:ff9b::6464:64c8]:25"),
+        ("[64:ff9b:1::169.254.169.254]:25", "[64:ff9b:1::a9fe:a9fe]:25"),
+        ("[2002:7f00:1::1]:25", "[2002:7f00:1::1]:25"),
+        ("[fd00:42::42]:25", "[fd00:42::42]:25"),
         ("[64:ff9b::169.254.169.254]:25", "[64:ff9b::a9fe:a9fe]:25"),
         ("169.254.169.254:25", "169.254.169.254:25"),
         ("169.254.1.1:25", "169.254.1.1:25"),
@@ -513,6 +545,8 @@ fn some_destinations_are_for_nobody() -> Result<()> {
         ("[fd00:c1::a9fe:a9fe]:25", "[fd00:c1::a9fe:a9fe]:25"),
         ("10.1.0.11:25", "10.1.0.11:25"), // what the operator lists, the router's own address among them
         ("10.1.0.11:8080", "10.1.0.11:8080"),
+        ("198.51.100.11:25", "198.51.100.11:25"), // the router's other side
+        ("[fd00:1::11]:25", "[fd00:1::11]:25"),
         ("10.1.200.1:25", "10.1.200.1:25"),
     ]
     .into_iter()
@@ -558,18 +592,26 @@ fn the_servers_that_nobody_may_ask_for_would_answer() -> Result<()> {
 #[test]
 #[ignore = "make test-docker, as root, makes its network"]
 fn the_router_knows_its_own_address_without_being_told() -> Result<()> {
-    let untold =
-        router()?.with("address_prefix: 10.1.0.0, prefix_len: 16", "address_prefix: 192.0.2.0, prefix_len: 24")?;
+    let untold = router()?
+        .with("10.1.0.0, prefix_len: 16", "192.0.2.0, prefix_len: 24")?
+        .with("\"fd00:1::\", prefix_len: 64", "\"2001:db8:1::\", prefix_len: 64")?;
     let doorstep = Doorstep::new(&untold)?;
-    assert_eq!(doorstep.ask(&doorstep.peer, &asking_for("10.1.0.11:25"))?, (Vec::new(), 0));
-    doorstep.egress.await_access(&[" destination=10.1.0.11:25 chain=allowed cluster=forbidden "])?;
+    for (reached_at, asked) in [("10.1.0.11:8080", "10.1.0.11:25"), ("[fd00:1::11]:8080", "[fd00:1::11]:25")] {
+        let mut client = doorstep.peer.run(|| TcpStream::connect(reached_at))?;
+        client.write_all(&asking_for(asked))?;
+        assert_eq!(heard(client)?, b"", "{asked}");
+        doorstep.egress.await_access(&[&format!(" destination={asked} chain=allowed cluster=forbidden ")])?;
+    }
+    assert_eq!(doorstep.egress.stat("cluster.destination.upstream_cx_total")?, 0);
     Ok(())
 }
 
 #[test]
 #[ignore = "make test-docker, as root, makes its network"]
 fn a_full_router_refuses_and_still_answers_its_probes() -> Result<()> {
-    let small = router()?.with("max_active_downstream_connections: 10000", "max_active_downstream_connections: 2")?;
+    let small = router()?
+        .with("max_active_downstream_connections: 10000", "max_active_downstream_connections: 2")?
+        .with("max_connections: 100", "max_connections: 1")?;
     let doorstep = Doorstep::new(&small)?;
     let asked = asking_for("198.51.100.7:25");
     let held: Vec<TcpStream> = (0..2).map(|_| doorstep.say(&doorstep.peer, &asked)).collect::<Result<_>>()?;
@@ -583,10 +625,17 @@ fn a_full_router_refuses_and_still_answers_its_probes() -> Result<()> {
         let answer = String::from_utf8(heard(client)?)?;
         Ok(answer.lines().next().unwrap_or_default().to_owned())
     };
+    let await_probes = |count| doorstep.egress.await_stat("connection_limit.ready.active_connections", count);
     assert_eq!(probe()?, "HTTP/1.1 200 OK");
+    await_probes(0)?;
     doorstep.egress.post("/healthcheck/fail")?;
     assert_eq!(probe()?, "HTTP/1.1 503 Service Unavailable");
-    drop(held);
+    await_probes(0)?;
+    let idle = doorstep.stranger.run(|| TcpStream::connect(("10.1.0.11", 8082)))?;
+    await_probes(1)?;
+    assert_eq!(probe()?, "", "what probes is limited too");
+    assert_eq!(doorstep.egress.stat("connection_limit.ready.limited_connections")?, 1);
+    drop((held, idle));
     Ok(())
 }
 
@@ -594,7 +643,9 @@ fn a_full_router_refuses_and_still_answers_its_probes() -> Result<()> {
 #[ignore = "make test-docker gets the Envoy"]
 fn a_router_without_a_list_of_peers_does_not_start() -> Result<()> {
     let entry = "- { address_prefix: 172.30.80.10, prefix_len: 32 } # the sidecar of compose.yaml";
-    let config = Config::file(&testbed::root().join("envoy-docker/egress-router.yaml"))?.with(entry, "[]")?;
+    let of_ipv6 = "- { address_prefix: \"fd00:172:30:80::11\", prefix_len: 128 }";
+    let config = Config::file(&testbed::root().join("envoy-docker/egress-router.yaml"))?;
+    let config = config.with(entry, "[]")?.with(of_ipv6, "")?;
     let (valid, log) = envoy::validate(&envoy::program()?, &config)?;
     assert!(!valid && log.contains("CidrRanges"), "{log}");
     Ok(())
@@ -604,17 +655,54 @@ fn a_router_without_a_list_of_peers_does_not_start() -> Result<()> {
 #[ignore = "make test-docker, as root, makes its network"]
 fn the_sidecar_does_not_loop_to_itself() -> Result<()> {
     let way = Way::new()?;
-    let itself = SocketAddr::from(([10, 1, 0, 2], 15001));
-    let outside = &way.destination;
-    for host in [&way.pod, outside] {
-        assert_eq!(heard(host.run(|| TcpStream::connect(itself))?)?, b"");
+    let mut closed = 0;
+    for itself in ["10.1.0.2:15001", "[fd00:1::2]:15001"] {
+        for host in [&way.pod, &way.destination] {
+            assert_eq!(heard(host.run(|| TcpStream::connect(itself))?)?, b"", "{itself}");
+            closed += 1;
+            way.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", closed)?;
+        }
     }
-    way.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", 2)?;
     // Its port elsewhere comes by redirection, and would be a loop if that were another way to it.
-    let client = way.pod.run(|| TcpStream::connect(SocketAddr::from(([198, 51, 100, 7], 15001))))?;
-    assert_eq!(heard(client)?, b"");
-    way.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", 3)?;
-    assert_eq!(way.sidecar.stat("listener.0.0.0.0_15001.downstream_cx_total")?, 3);
+    for elsewhere in ["198.51.100.7:15001", "[2001:db8::7]:15001"] {
+        assert_eq!(heard(way.pod.run(|| TcpStream::connect(elsewhere))?)?, b"", "{elsewhere}");
+        closed += 1;
+        way.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", closed)?;
+    }
+    for egress in ["egress1", "egress2"] {
+        assert_eq!(way.sidecar.stat(&format!("cluster.{egress}.upstream_cx_total"))?, 0);
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "make test-docker, as root, makes its network"]
+fn what_the_sidecar_does_not_route_goes_nowhere() -> Result<()> {
+    let table = r#"value: '{"routes": [{"match": {"destination_ports": [80]}, "action": "deny"}]}'"#;
+    let way = Way::with(&sidecar()?.with("value: standalone", table)?, &router()?)?;
+    for (number, (source, _)) in SOURCES.into_iter().enumerate() {
+        assert_eq!(heard(way.connect(source, GREETING)?)?, b"", "{source}");
+        way.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", number as u64 + 1)?;
+    }
+    assert!(way.seen.lock().expect("no server panics").is_empty());
+    Ok(())
+}
+
+#[test]
+#[ignore = "make test-docker, as root, makes its network"]
+fn a_sidecar_whose_module_traps_lets_nothing_out_and_loads_it_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let module = folder.path().join("traps.wasm");
+    fs::write(&module, wat::parse_str(TRAPS)?)?;
+    let sidecar = sidecar()?.with(shipped().to_str().context("UTF-8")?, module.to_str().context("UTF-8")?)?;
+    let way = Way::with(&sidecar, &router()?)?;
+    let started = Instant::now();
+    while !way.sidecar.get("/stats?filter=vm_reload_success")?.lines().any(|line| line.ends_with(": 1")) {
+        assert_eq!(heard(way.connect("10.1.0.2", GREETING)?)?, b"");
+        ensure!(started.elapsed() < DEADLINE, "{}", way.sidecar.end_of_log());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(way.seen.lock().expect("no server panics").is_empty());
     Ok(())
 }
 
@@ -763,7 +851,12 @@ fn clients(way: &Way, source: &str, stop: &AtomicBool) -> (u64, u64) {
 #[test]
 #[ignore = "make test-docker, as root, makes its network"]
 fn an_egress_that_is_down_or_cut_off_closes_on_its_own_clients_only() -> Result<()> {
-    let mut way = Way::new()?;
+    let keepalive = "keepalive_time: 1, keepalive_interval: 1";
+    let hasty = sidecar()?.with("keepalive_time: 30, keepalive_interval: 10", keepalive)?;
+    let mut way = Way::with(&hasty, &router()?)?;
+    let mut stranded = way.connect("10.1.0.2", ECHO)?;
+    stranded.write_all(b"here")?;
+    stranded.read_exact(&mut [0; 4])?;
     let mut established = way.connect("10.1.0.3", ECHO)?;
     established.write_all(b"here")?;
     established.read_exact(&mut [0; 4])?;
@@ -783,6 +876,7 @@ fn an_egress_that_is_down_or_cut_off_closes_on_its_own_clients_only() -> Result<
     assert!((4.5..6.0).contains(&took.as_secs_f64()), "{took:?}");
     way.sidecar.await_stat("cluster.egress1.upstream_cx_connect_timeout", 1)?;
     assert!(answered > 100 && lost == 0, "{answered} answered, {lost} lost");
+    assert_eq!(heard(stranded)?, b"");
     way.routers[0].call("iptables", &format!("--wait -D {cut_off}"))?;
 
     way.take_down(0)?;

@@ -3,8 +3,9 @@
 use crate::{
     module::{self, Steps},
     root,
+    table::Table,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::{
     env,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -60,30 +61,12 @@ pub fn traffic(module: &Path) -> Result<()> {
     println!("Envoy     {} ({})", program.display(), envoy::version(&program)?);
     println!("listener  {}", running.listener("sluice", &Ipv4Addr::LOCALHOST.into())?);
     println!();
-    println!("{:<20} {:<9} {:<9} Envoy's counter", "source", "expected", "answered");
-    let mut wrong = 0;
-    for source in &sources {
-        let last = match source {
-            IpAddr::V4(ip) => ip.octets()[3],
-            IpAddr::V6(ip) => ip.octets()[15],
-        };
-        let expected = if last % 2 == 0 { "egress1" } else { "egress2" };
-        let counter = format!("cluster.{expected}.upstream_cx_total");
-        let before = running.stat(&counter)?;
-        let answered = match testbed::who_answers(*source, running.listener("sluice", source)?) {
-            Ok(answer) if answer.is_empty() => "nobody".to_owned(),
-            Ok(answer) => answer,
-            Err(error) => format!("{error:#}"),
-        };
-        let counted = running.stat(&counter)?;
-        let right = answered == expected && counted == before + 1;
-        wrong += usize::from(!right);
-        let mark = if right { "" } else { "  WRONG" };
-        println!("{:<20} {expected:<9} {answered:<9} {counter}: {counted}{mark}", source.to_string());
+    let mut table = Table::begin();
+    for source in sources {
+        let answer = || testbed::who_answers(source, running.listener("sluice", &source)?);
+        table.row(source, answer, |counter| running.stat(counter))?;
     }
-    println!();
-    ensure!(wrong == 0, "{wrong} of {} connections went wrong; Envoy's log:\n{}", sources.len(), running.end_of_log());
-    println!("{} connections, each by its source's egress.", sources.len());
+    table.end(|| running.end_of_log())?;
     if module.ends_with("target/shipped/sluice.wasm") {
         println!("The module is the shipped one but for the step wasm-opt, which `make build-wasm` adds.");
     }

@@ -2,10 +2,13 @@
 
 mod compiler;
 mod demo;
+mod docker;
+mod engine;
 mod lint;
 mod module;
 #[cfg(feature = "proto")]
 mod proto;
+mod table;
 mod tests;
 mod tools;
 
@@ -32,14 +35,18 @@ fn dispatch() -> Result<()> {
         ["coverage"] => tools::coverage(),
         ["demo"] => demo::prepare(),
         ["demo-traffic", module] => demo::traffic(module.as_ref()),
+        ["docker-demo"] => docker::demo(),
         ["lint"] => lint::run(),
         #[cfg(feature = "proto")]
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]
         ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
         ["test"] => tests::run(),
+        ["test-docker"] => tests::docker(),
         ["wasm-size"] => module::check_size(),
-        _ => bail!("usage: cargo xtask audit|build-wasm|coverage|demo|lint|regen-proto|test|wasm-size"),
+        _ => bail!(
+            "usage: cargo xtask audit|build-wasm|coverage|demo|docker-demo|lint|regen-proto|test|test-docker|wasm-size"
+        ),
     }
 }
 

@@ -2,11 +2,52 @@
 
 use crate::{compiler::cargo, root};
 use anyhow::Result;
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
+use tempfile::TempDir;
 use xshell::{Shell, cmd};
 
 const CARGO_DENY: (&str, &str) = ("cargo-deny", "0.20.2");
 const CARGO_LLVM_COV: (&str, &str) = ("cargo-llvm-cov", "0.9.1");
+
+/// A Go module, which is not asked for where `docker compose` works already.
+const COMPOSE: (&str, &str) = ("github.com/docker/compose/v2", "v2.40.3");
+
+/// The folder of docker's settings with which `docker compose` works, none for the user's own; the inner error says why
+/// there is no such folder.
+pub fn compose() -> Result<Result<Option<PathBuf>, String>> {
+    let sh = shell()?;
+    let works = cmd!(sh, "docker compose version").quiet().ignore_stdout().ignore_stderr().run();
+    if works.is_ok() {
+        return Ok(Ok(None));
+    }
+    let (module, version) = COMPOSE;
+    let folder = root()?.join("target/tools").join(format!("compose-{version}"));
+    let plugin = folder.join("cli-plugins/docker-compose");
+    if !plugin.exists() {
+        if cmd!(sh, "go version").quiet().ignore_stdout().run().is_err() {
+            return Ok(Err("there is no `docker compose`, and no Go to build it with".into()));
+        }
+        println!("building Docker Compose {version}, for some minutes");
+        // In a module of its own, as `go install` refuses what excludes other modules.
+        let aside = TempDir::new_in(root()?.join("target"))?;
+        let _aside = sh.push_dir(aside.path());
+        let linked = format!("-s -w -X {module}/internal.Version={version}");
+        for command in [
+            cmd!(sh, "go mod init tools"),
+            cmd!(sh, "go get {module}/cmd@{version}"),
+            cmd!(sh, "go build -ldflags {linked} -o docker-compose {module}/cmd"),
+        ] {
+            let output = command.quiet().ignore_status().output()?;
+            if !output.status.success() {
+                let said = String::from_utf8_lossy(&output.stderr);
+                return Ok(Err(format!("Go does not build {module} {version}: {}", said.trim())));
+            }
+        }
+        fs::create_dir_all(folder.join("cli-plugins"))?;
+        fs::rename(aside.path().join("docker-compose"), &plugin)?;
+    }
+    Ok(Ok(Some(folder)))
+}
 
 /// Checks licences, bans and sources of all dependencies, and advisories where their database can be fetched.
 pub fn audit() -> Result<()> {

@@ -1,0 +1,142 @@
+//! `make docker-demo`: the containers of `envoy-docker/compose.yaml` on the Docker engine that runs here, and who
+//! answered their connections.
+
+use crate::{module, root, table::Table};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+use testbed::envoy;
+
+/// The application behind the sidecar.
+const APPLICATION: [&str; 2] = ["172.30.80.10", "fd00:172:30:80::11"];
+
+/// The clients that speak to a proxy's port, and where that is.
+const CLIENTS: [(&str, &str); 4] = [
+    ("client-even", "172.30.80.4"),
+    ("client-odd", "172.30.80.5"),
+    ("client-even", "fd00:172:30:80::4"),
+    ("client-odd", "fd00:172:30:80::5"),
+];
+const STANDALONE: [&str; 2] = ["172.30.80.30", "fd00:172:30:80::30"];
+
+/// What the application connects to, and the routers as that sees them.
+const DESTINATION: [&str; 2] = ["198.51.100.80", "2001:db8::80"];
+const ROUTERS: [(&str, &str); 4] = [
+    ("198.51.100.21", "egress1"),
+    ("2001:db8::21", "egress1"),
+    ("198.51.100.22", "egress2"),
+    ("2001:db8::22", "egress2"),
+];
+
+/// What must answer before there is traffic, and a container that reaches it.
+const READY: [(&str, &str); 5] = [
+    ("application", "127.0.0.1:9901/ready"),
+    ("egress1", "127.0.0.1:9901/ready"),
+    ("client-even", "egress-router1:8082/ready"),
+    ("client-even", "egress-router2:8082/ready"),
+    ("destination", "127.0.0.1"),
+];
+
+/// Brings the containers up, shows the traffic and removes them, unless they were there before.
+pub fn demo() -> Result<()> {
+    let compose = Compose::find()?;
+    let there_before = !compose.read(&["ps", "--quiet"]).context("no Docker engine answers")?.is_empty();
+    module::shipped()?;
+    let shown = compose.run(&["up", "--detach"]).and_then(|()| traffic(&compose));
+    if !there_before {
+        compose.run(&["down"])?;
+    }
+    shown
+}
+
+fn traffic(compose: &Compose) -> Result<()> {
+    for (service, url) in READY {
+        let retrying = ["--retry", "30", "--retry-delay", "1", "--retry-connrefused"];
+        compose.inside(service, &[&["curl", "--silent", "--fail", url], &retrying[..]].concat())?;
+    }
+    let mut table = Table::begin();
+    for (source, destination) in APPLICATION.into_iter().zip(DESTINATION) {
+        let source: IpAddr = source.parse()?;
+        let url = if source.is_ipv6() { format!("http://[{destination}]") } else { format!("http://{destination}") };
+        let http = ["curl", "--silent", "--show-error", "--max-time", "20", &url];
+        let server_first = ["nc", "-d", "-w", "20", destination, "25"];
+        for command in [&http, &server_first] {
+            let answer = || router(&compose.inside("application", command)?);
+            table.row(source, answer, |counter| compose.stat("application", counter))?;
+        }
+    }
+    for (client, source) in CLIENTS {
+        let source: IpAddr = source.parse()?;
+        let proxy = STANDALONE[usize::from(source.is_ipv6())];
+        let answer = || compose.inside(client, &["nc", "-d", "-w", "20", proxy, "10000"]);
+        table.row(source, answer, |counter| compose.stat("egress1", counter))?;
+    }
+    table.end(|| {
+        compose.read(&["logs", "--no-color", "sidecar", "standalone"]).unwrap_or_else(|error| format!("{error:#}"))
+    })?;
+    println!("The first four were redirected to the sidecar, and the destination told which router they came by;");
+    println!("the others spoke to the standalone proxy's port.");
+    Ok(())
+}
+
+/// The egress whose router the destination saw.
+fn router(answer: &str) -> Result<String> {
+    let source = answer.split_once("source=").and_then(|(_, rest)| rest.split(' ').next());
+    let source = source.with_context(|| format!("the destination said {answer:?}"))?;
+    let egress = ROUTERS.iter().find(|(address, _)| *address == source).map(|(_, egress)| *egress);
+    Ok(egress.with_context(|| format!("the destination was reached from {source}"))?.to_owned())
+}
+
+/// Docker Compose, version 2 or the older program, in the folder of `compose.yaml`.
+struct Compose {
+    program: &'static [&'static str],
+    folder: PathBuf,
+}
+
+impl Compose {
+    fn find() -> Result<Self> {
+        let folder = root()?.join("envoy-docker");
+        for program in [&["docker", "compose"][..], &["docker-compose"]] {
+            let compose = Self { program, folder: folder.clone() };
+            let trial = compose.command(&["version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            if trial.is_ok_and(|status| status.success()) {
+                return Ok(compose);
+            }
+        }
+        bail!("there is neither `docker compose` nor `docker-compose`: please install Docker and Docker Compose")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.program[0]);
+        command.args(&self.program[1..]).args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let status = self.command(arguments).status()?;
+        ensure!(status.success(), "{} {}: {status}", self.program.join(" "), arguments.join(" "));
+        Ok(())
+    }
+
+    /// What it writes to its standard output.
+    fn read(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.command(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said.lines().last().unwrap_or_default(); // after the older program's trace of calls
+        ensure!(output.status.success(), "{} {}: {why}", self.program.join(" "), arguments.join(" "));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// What a command says in a service's container.
+    fn inside(&self, service: &str, command: &[&str]) -> Result<String> {
+        self.read(&[&["exec", "-T", service], command].concat())
+    }
+
+    /// A counter of the Envoy in this service's network namespace.
+    fn stat(&self, service: &str, name: &str) -> Result<u64> {
+        envoy::value(&self.inside(service, &["curl", "--silent", "--fail", "127.0.0.1:9901/stats"])?, name)
+    }
+}

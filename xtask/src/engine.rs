@@ -1,0 +1,195 @@
+//! A Docker engine of the tests' own, with the images that `envoy-docker/compose.yaml` asks for. It has namespaces of
+//! its own for network, mounts and processes: no other engine notices it, and all that it runs goes with it.
+
+use crate::root;
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::{Child, Command, Stdio},
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use xshell::{Shell, cmd};
+
+/// How long an engine may take to start.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A running engine.
+pub struct Engine {
+    process: Child,
+    folder: TempDir,
+    _store: Rc<TempDir>,
+}
+
+impl Engine {
+    /// Starts an engine with the images; the inner error says why none can be started here.
+    pub fn start(program: &Path) -> Result<Result<Self, String>> {
+        let sh = Shell::new()?;
+        if cmd!(sh, "id -u").quiet().read()? != "0" {
+            return Ok(Err("only root may start a Docker engine".into()));
+        }
+        // Not in /tmp, which may be held in memory.
+        let store = Rc::new(TempDir::new_in(root()?.join("target"))?);
+        let envoy = EnvoyImage::new(program)?;
+        // What is built needs the network of this machine, what is run is to have its own.
+        let on_this_network = ["--bridge=none", "--iptables=false", "--ip-forward=false"];
+        let started = Self::launch(&store, &[], &on_this_network).and_then(|engine| {
+            engine.call(&["import", "--change", "ENV PATH=/usr/local/bin", &envoy.archive, &envoy.name])?;
+            engine.call(&["run", "--rm", "--network", "host", &envoy.name, "envoy", "--version"])?;
+            Ok(engine)
+        });
+        match started {
+            Ok(engine) => engine.make_tools_image()?,
+            Err(error) => return Ok(Err(format!("no Docker engine works here: {error:#}"))),
+        }
+        let started = Self::launch(&store, &["--net"], &[]).and_then(|engine| {
+            engine.call(&["network", "create", "--ipv6", "--subnet", "2001:db8::/64", "trial"])?;
+            let serve = ["envoy", "--config-yaml", "admin: {}"];
+            let run = ["run", "--detach", "--network", "trial", "--name", "trial", &envoy.name];
+            engine.call(&[&run[..], &serve].concat())?;
+            // In a chroot this one fails: a container that is entered later shows the machine's root, not its own.
+            engine.call(&["exec", "trial", "envoy", "--version"])?;
+            engine.call(&["rm", "--force", "trial"])?;
+            engine.call(&["network", "rm", "trial"])?;
+            Ok(engine)
+        });
+        Ok(started.map_err(|error| format!("no Docker engine with a network of its own works here: {error:#}")))
+    }
+
+    fn launch(store: &Rc<TempDir>, namespaces: &[&str], arguments: &[&str]) -> Result<Self> {
+        let folder = TempDir::new()?; // a short path, as those of sockets must be
+        let log = File::create(folder.path().join("log"))?;
+        let at = |name: &str| folder.path().join(name);
+        let process = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "--",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+            ])
+            .args(namespaces)
+            .args(["sh", "-c", "ip link set lo up && exec dockerd \"$@\"", "sh", "--data-root"])
+            .arg(store.path())
+            .arg("--exec-root")
+            .arg(at("exec"))
+            .arg("--pidfile")
+            .arg(at("id"))
+            .arg("--host")
+            .arg(host(folder.path()))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start setpriv, which starts dockerd")?;
+        let mut engine = Self { process, folder, _store: store.clone() };
+        let started = Instant::now();
+        loop {
+            let answers = engine.docker().arg("info").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            if answers.context("cannot start docker")?.success() {
+                return Ok(engine);
+            }
+            let ended = engine.process.try_wait()?;
+            if ended.is_some() || started.elapsed() > DEADLINE {
+                let log = fs::read_to_string(engine.folder.path().join("log"))?;
+                let lines: Vec<&str> = log.lines().collect();
+                bail!("{}", lines[lines.len().saturating_sub(5)..].join("\n"));
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Where it listens, as `DOCKER_HOST` says it.
+    pub fn host(&self) -> String {
+        host(self.folder.path())
+    }
+
+    fn docker(&self) -> Command {
+        let mut docker = Command::new("docker");
+        docker.env("DOCKER_HOST", self.host()).env_remove("DOCKER_CONTEXT");
+        docker
+    }
+
+    fn call(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.docker().args(arguments).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        ensure!(output.status.success(), "docker {}: {}", arguments.join(" "), String::from_utf8_lossy(&said));
+        Ok(())
+    }
+
+    /// Its base comes from debootstrap, not from a registry, and its packages from Debian's mirror, as its Dockerfile
+    /// says.
+    fn make_tools_image(&self) -> Result<()> {
+        let root = root()?;
+        let sh = Shell::new()?;
+        let base = root.join("target/debian-bookworm.tar");
+        if !base.exists() {
+            let made = TempDir::new_in(root.join("target"))?;
+            let (tree, archive) = (made.path().join("tree"), made.path().join("archive"));
+            println!("making the base of the tools' image by debootstrap");
+            cmd!(sh, "debootstrap --variant=minbase bookworm {tree}").quiet().ignore_stdout().run()?;
+            cmd!(sh, "tar --create --file {archive} --directory {tree} .").quiet().run()?;
+            fs::rename(archive, &base)?; // only a whole one counts
+        }
+        let base = base.to_str().context("a path that is not UTF-8")?;
+        self.call(&["import", base, "debian:bookworm-slim"])?;
+        let context = root.join("envoy-docker");
+        let context = context.to_str().context("a path that is not UTF-8")?;
+        self.call(&["build", "--network", "host", "--tag", "sluice-tools", context])
+    }
+}
+
+/// What stands in for Envoy's official image: the program and the libraries that it loads, under the name that the
+/// compose file asks for.
+struct EnvoyImage {
+    name: String,
+    archive: String,
+    _folder: TempDir,
+}
+
+impl EnvoyImage {
+    fn new(program: &Path) -> Result<Self> {
+        let root = root()?;
+        let sh = Shell::new()?;
+        let folder = TempDir::new_in(root.join("target"))?;
+        let (tree, archive) = (folder.path().join("tree"), folder.path().join("archive"));
+        fs::create_dir_all(tree.join("usr/local/bin"))?;
+        fs::copy(program, tree.join("usr/local/bin/envoy"))?;
+        let libraries = cmd!(sh, "ldd {program}").quiet().read()?;
+        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+            cmd!(sh, "cp --parents --dereference {library} {tree}").quiet().run()?;
+        }
+        cmd!(sh, "tar --create --file {archive} --directory {tree} .").quiet().run()?;
+        let settings = fs::read_to_string(root.join("envoy-docker/.env"))?;
+        let name = settings.lines().find_map(|line| line.strip_prefix("ENVOY_IMAGE="));
+        let name = name.context("envoy-docker/.env: no ENVOY_IMAGE")?.to_owned();
+        let archive = archive.into_os_string().into_string().ok().context("a path that is not UTF-8")?;
+        Ok(Self { name, archive, _folder: folder })
+    }
+}
+
+fn host(folder: &Path) -> String {
+    format!("unix://{}/docker.sock", folder.display())
+}
+
+impl Drop for Engine {
+    /// The store is free when this returns: the engine is the first process of its namespace, and so the last to go.
+    fn drop(&mut self) {
+        let id = self.process.id();
+        let engine = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        let stopped = Command::new("sh").args(["-c", &format!("kill {engine}")]).stderr(Stdio::null()).status();
+        if !stopped.is_ok_and(|status| status.success()) {
+            // Nothing is left to do where this fails too: the process has ended already.
+            _ = self.process.kill();
+        }
+        _ = self.process.wait();
+    }
+}
