@@ -4,7 +4,7 @@ WITH_WASM_OPT = run --package xtask --features wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-docker dev ci fmt lint build-wasm wasm-size regen-proto check-readme coverage audit
+.PHONY: help demo docker-demo test test-docker dev ci fmt lint build-wasm wasm-size regen-proto check-readme coverage audit bench
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -21,3 +21,4 @@ regen-proto: ; $(CARGO) run --package xtask --features proto -- regen-proto
 check-readme: ; $(CARGO) test --test it -- tidy
 coverage: ; $(CARGO) xtask coverage
 audit: ; $(CARGO) xtask audit
+bench: ; $(CARGO) $(WITH_WASM_OPT) bench

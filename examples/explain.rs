@@ -47,8 +47,8 @@ fn explain_one(config: &str, source: &str, destination: &str, name: &str) -> Res
     let decision = table.decide(&connection);
     let mut text = String::new();
     if !matches!(decision, Decision::Unreadable(_)) {
-        for (index, route) in table.routes.iter().enumerate() {
-            match route.mismatch(&connection) {
+        for (index, unmet) in unmet(&table, &connection).enumerate() {
+            match unmet {
                 Some(criterion) => text += &format!("routes[{index}]: {} does not match\n", field(criterion)),
                 None => {
                     text += &format!("routes[{index}]: matches\n");
@@ -76,12 +76,22 @@ fn explain_file(config: &str, connections: &str) -> Result<String, String> {
         let decision = table.decide(&connection);
         let route = match decision {
             Decision::Unreadable(_) => None,
-            _ => table.routes.iter().position(|route| route.mismatch(&connection).is_none()),
+            _ => unmet(&table, &connection).position(|criterion| criterion.is_none()),
         };
         let route = route.map_or("-".to_owned(), |index| format!("routes[{index}]"));
         text += &format!("{line}\t{route}\t{}\n", outcome(&table, decision));
     }
     Ok(text)
+}
+
+/// Of each route the first criterion that the connection does not meet; none where the route matches.
+fn unmet<'a>(table: &'a Table, connection: &'a Connection<'_>) -> impl Iterator<Item = Option<Criterion>> + 'a {
+    let mut entries = table.entries.iter();
+    std::iter::from_fn(move || {
+        let (_, unmet) = table.route(&mut entries, connection)?;
+        let criteria = [Criterion::Source, Criterion::Destination, Criterion::DestinationPorts, Criterion::Sni];
+        Some(criteria.into_iter().find(|criterion| unmet & criterion.bit() != 0))
+    })
 }
 
 fn load(config: &str) -> Result<Table, String> {
@@ -93,7 +103,7 @@ fn load(config: &str) -> Result<Table, String> {
 }
 
 fn connection<'a>(table: &Table, source: &str, destination: &str, name: &'a str) -> Result<Connection<'a>, String> {
-    let asks_for_port = table.routes.iter().any(|route| !route.ports.is_empty());
+    let asks_for_port = table.needs & Criterion::DestinationPorts.bit() != 0;
     if name.len() > MAX_STRING {
         return Err(format!("SNI: longer than {MAX_STRING} bytes"));
     }

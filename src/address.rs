@@ -3,14 +3,12 @@
 //! Envoy writes `10.0.0.2:1234` and `[2001:db8::3]:443`; pipes, internal listeners and addresses with a zone id look
 //! different and are no IP address here. Hand-written because the parser of `core::net` is 1.1 KB larger in the module.
 
-/// An IP address. An IPv4 address embedded in an IPv6 one (`::ffff:10.0.0.1`) is the IPv4 address.
+use crate::cursor::Cursor;
+
+/// An IP address as the number of its IPv6 form: an IPv4 address is the IPv6 one that it is embedded in
+/// (`::ffff:10.0.0.1`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// The family.
-    pub is_ipv4: bool,
-    /// The address as a number, of 32 bits or of 128.
-    pub bits: u128,
-}
+pub struct Address(pub u128);
 
 /// An IP address and a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,113 +23,106 @@ impl Address {
     /// The last octet of an IPv4 address, the last byte of an IPv6 one.
     #[must_use]
     pub fn last_octet(self) -> u8 {
-        let [.., octet] = self.bits.to_be_bytes();
+        let [octet, ..] = self.0.to_le_bytes();
         octet
     }
 
-    fn ipv6(bits: u128) -> Self {
-        let is_ipv4 = bits >> 32 == 0xffff;
-        Self { is_ipv4, bits: if is_ipv4 { bits & 0xffff_ffff } else { bits } }
+    /// Whether it is an IPv4 address.
+    #[must_use]
+    pub fn is_ipv4(self) -> bool {
+        self.0 >> 32 == 0xffff
+    }
+
+    fn from_ipv4(bits: u32) -> Self {
+        Self(0xffff_0000_0000 | u128::from(bits))
     }
 }
 
 /// The address and port that the text stands for; none where it is anything else than an IP address and a port.
 #[must_use]
 pub fn parse(text: &[u8]) -> Option<Endpoint> {
-    let (address, port) = if let Some(text) = text.strip_prefix(b"[") {
-        let (address, rest) = split_once(text, b']')?;
-        (Address::ipv6(ipv6(address)?), rest.strip_prefix(b":")?)
+    let mut text = Cursor(text);
+    let address = if text.take(b'[') {
+        let address = ipv6(&mut text)?;
+        text.take(b']').then_some(Address(address))?
     } else {
-        let (address, port) = split_once(text, b':')?;
-        (Address { is_ipv4: true, bits: ipv4(address)?.into() }, port)
+        Address::from_ipv4(ipv4(&mut text)?)
     };
-    Some(Endpoint { address, port: number(port, 10)? })
+    text.take(b':').then_some(())?;
+    let port = u16::try_from(text.number(10, 65_535)).ok()?;
+    text.0.is_empty().then_some(Endpoint { address, port })
 }
 
-/// The network and the length that a CIDR's text stands for, whatever the network's host bits.
+/// The network and the length that a CIDR's text stands for, whatever the network's host bits; the length is that of the
+/// IPv6 form. None for an IPv6 prefix of embedded IPv4 addresses too.
 #[must_use]
 pub fn parse_cidr(text: &[u8]) -> Option<(Address, u32)> {
-    let (address, length) = split_once(text, b'/')?;
-    let (address, width) = match ipv4(address) {
-        Some(bits) => (Address { is_ipv4: true, bits: bits.into() }, 32),
-        None => (Address { is_ipv4: false, bits: ipv6(address)? }, 128),
+    let mut rest = Cursor(text);
+    let (address, width) = match ipv4(&mut rest) {
+        Some(bits) => (Address::from_ipv4(bits), 32),
+        None => {
+            rest = Cursor(text);
+            (Address(ipv6(&mut rest)?), 128)
+        }
     };
-    let length = match length {
-        [b'0', _, ..] => return None,
-        digits => u32::from(number(digits, 10)?),
-    };
-    (length <= width).then_some((address, length))
-}
-
-/// What is before and after the first such byte.
-fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
-    let (head, tail) = text.split_at_checked(text.iter().position(|&byte| byte == at)?)?;
-    Some((head, tail.get(1..)?))
+    rest.take(b'/').then_some(())?;
+    let length = rest.decimal(width);
+    (length <= width && rest.0.is_empty() && address.is_ipv4() == (width == 32))
+        .then_some((address, length.wrapping_add(128).wrapping_sub(width)))
 }
 
 /// A dotted quad, without leading zeros.
-fn ipv4(text: &[u8]) -> Option<u32> {
+fn ipv4(text: &mut Cursor<'_>) -> Option<u32> {
     let mut address: u32 = 0;
-    let mut octets: u32 = 0;
-    for octet in text.split(|&byte| byte == b'.') {
-        if octets == 4 || octet.len() > 3 || (octet.len() > 1 && octet.first() == Some(&b'0')) {
+    for place in 0..4 {
+        if place > 0 && !text.take(b'.') {
             return None;
         }
-        address = address << 8 | u32::from(u8::try_from(number(octet, 10)?).ok()?);
-        octets = octets.wrapping_add(1);
+        address = address << 8 | u32::from(u8::try_from(text.decimal(255)).ok()?);
     }
-    (octets == 4).then_some(address)
+    Some(address)
 }
 
 /// An IPv6 address without brackets and zone id.
-fn ipv6(text: &[u8]) -> Option<u128> {
-    let Some(gap) = text.windows(2).position(|pair| pair == b"::") else {
-        let (address, bits) = groups(text)?;
-        return (bits == 128).then_some(address);
-    };
-    let (head, tail) = text.split_at_checked(gap)?;
-    if head.contains(&b'.') {
-        return None; // an embedded IPv4 address ends the text
-    }
-    let ((head, head_bits), (tail, tail_bits)) = (groups(head)?, groups(tail.get(2..)?)?);
-    // "::" stands for one group at least.
-    let gap_bits = 112_u32.checked_sub(head_bits)?.checked_sub(tail_bits)?.wrapping_add(16);
-    let head = head.checked_shl(gap_bits.wrapping_add(tail_bits)).unwrap_or(0);
-    Some(head | tail)
-}
-
-/// The groups of an IPv6 address side by side, and how many bits they are: at most 128, the rest is refused.
-fn groups(text: &[u8]) -> Option<(u128, u32)> {
-    let (mut address, mut bits) = (0_u128, 0_u32);
-    if text.is_empty() {
-        return Some((0, 0));
-    }
-    let mut parts = text.split(|&byte| byte == b':').peekable();
-    while let Some(part) = parts.next() {
-        let (group, width) = if parts.peek().is_none() && part.contains(&b'.') {
-            (ipv4(part)?, 32)
-        } else if part.len() <= 4 {
-            (u32::from(number(part, 16)?), 16)
-        } else {
-            return None;
-        };
-        bits = bits.wrapping_add(width);
-        if bits > 128 {
+fn ipv6(text: &mut Cursor<'_>) -> Option<u128> {
+    // The groups since "::", all groups so far, and those before "::" with their number, or 8 where there is none.
+    let (mut address, mut groups): (u128, u32) = (0, 0);
+    let (mut head, mut head_groups) = (0, 8);
+    while groups < 8 {
+        if head_groups == 8 && text.0.starts_with(b"::") {
+            text.bytes(2);
+            (head, head_groups) = (address, groups);
+            address = 0;
+            if !text.0.first().is_some_and(u8::is_ascii_hexdigit) {
+                break;
+            }
+        } else if groups > 0 && !text.take(b':') {
+            break;
+        }
+        let start = *text;
+        if groups <= 6
+            && let Some(embedded) = ipv4(text)
+        {
+            address = address << 32 | u128::from(embedded);
+            groups = groups.wrapping_add(2);
+            break; // it ends the text
+        }
+        *text = start;
+        let group = u16::try_from(text.number(16, 0xffff)).ok()?;
+        if start.0.len().wrapping_sub(text.0.len()) > 4 {
             return None;
         }
-        address = address << width | u128::from(group);
+        address = address << 16 | u128::from(group);
+        groups = groups.wrapping_add(1);
     }
-    Some((address, bits))
-}
-
-/// Digits and nothing else, as far as 65535.
-pub(crate) fn number(digits: &[u8], radix: u32) -> Option<u16> {
-    let mut value: u16 = 0;
-    for &digit in digits {
-        let digit = u16::try_from(char::from(digit).to_digit(radix)?).ok()?;
-        value = value.checked_mul(u16::try_from(radix).ok()?)?.checked_add(digit)?;
+    // "::" stands for one group at least.
+    if (groups == 8) != (head_groups == 8) {
+        return None;
     }
-    (!digits.is_empty()).then_some(value)
+    for _ in head_groups..8 {
+        head <<= 16;
+    }
+    Some(head | address)
 }
 
 #[cfg(test)]
@@ -229,8 +220,8 @@ mod tests {
 
     fn endpoint(from: SocketAddr) -> Endpoint {
         let address = match from.ip().to_canonical() {
-            IpAddr::V4(ip) => Address { is_ipv4: true, bits: u32::from(ip).into() },
-            IpAddr::V6(ip) => Address { is_ipv4: false, bits: ip.into() },
+            IpAddr::V4(ip) => Address(ip.to_ipv6_mapped().into()),
+            IpAddr::V6(ip) => Address(ip.into()),
         };
         Endpoint { address, port: from.port() }
     }

@@ -3,16 +3,13 @@
 //! The shape is written down for people and editors in `schema/sluice.schema.json`.
 
 use crate::{
-    address,
     filter_state::Override,
-    json::{Failed, Reader},
+    json::{Reader, one_of},
     line::Line,
-    name::Pattern,
+    name,
     prefix::Prefix,
-    route::{Action, Route, Table},
-    structure,
+    route::{Action, Criterion, Entry, Range, Table, Way},
 };
-use alloc::vec::Vec;
 
 /// A configuration is at most this long, in bytes.
 pub const MAX_SIZE: usize = 256 * 1_024;
@@ -21,162 +18,167 @@ pub const MAX_ROUTES: usize = 1_024;
 /// A route has at most so many clusters: a last octet reaches no more.
 pub const MAX_CLUSTERS: usize = 256;
 
-const STANDALONE: &[u8] =
-    br#"{"routes":[{"clusters":["egress1","egress2"]}],"otherwise":"continue","on_error":"continue"}"#;
+const STANDALONE: &[u8] = br#"{"routes":[{"clusters":["egress1","egress2"]}],"on_error":"continue"}"#;
 
 /// An egress router's port 8081 takes what was meant for port 80, its port 8080 all the rest.
 const ISTIO: &[u8] = br#"{"routes":[
 {"match":{"destination_ports":[80]},"clusters":["outbound|8081||egress-router1.default.svc.cluster.local","outbound|8081||egress-router2.default.svc.cluster.local"]},
 {"clusters":["outbound|8080||egress-router1.default.svc.cluster.local","outbound|8080||egress-router2.default.svc.cluster.local"]}
-],"otherwise":"continue","on_error":"continue"}"#;
+],"on_error":"continue"}"#;
 
 /// The table that a plugin configuration asks for, or what is wrong with it as a line of the log. Nothing at all means
 /// the preset `standalone`.
+#[inline(never)]
 pub fn parse(text: &[u8]) -> Result<Table, Line> {
-    // Bytes that are too many are not made into a text that may be six times as long.
-    let json = if text.len() > MAX_SIZE { None } else { structure::to_json(text) };
-    let text = preset(text).or(json.as_deref()).unwrap_or(text);
-    let mut reader = Reader::new(text);
-    let mut table = Table::default();
-    match read(&mut reader, text, &mut table) {
-        Ok(()) => Ok(table),
-        Err(Failed) => Err(reader.into_error()),
+    let mut text = if text.is_empty() { STANDALONE } else { preset(text).unwrap_or(text) };
+    loop {
+        let mut reader = Reader::new(text);
+        let mut table = Table::default();
+        let preset = read(&mut reader, text, &mut table);
+        match (reader.into_error(), preset) {
+            (Some(error), _) => return Err(error),
+            (None, Some(preset)) => text = preset,
+            (None, None) => return Ok(table),
+        }
     }
 }
 
 fn preset(name: &[u8]) -> Option<&'static [u8]> {
-    match name {
-        b"" | b"standalone" => Some(STANDALONE),
-        b"istio" => Some(ISTIO),
+    match one_of(&["standalone", "istio"], name) {
+        0 => Some(STANDALONE),
+        1 => Some(ISTIO),
         _ => None,
     }
 }
 
-fn read(reader: &mut Reader<'_>, text: &[u8], to: &mut Table) -> Result<(), Failed> {
+/// Reads into the table, or gives the preset that is asked for.
+#[inline(never)]
+fn read(reader: &mut Reader<'_>, text: &[u8], to: &mut Table) -> Option<&'static [u8]> {
     if text.len() > MAX_SIZE {
-        return Err(reader.fail("longer than 262144 bytes"));
+        reader.fail("longer than 262144 bytes");
     }
-    if text.trim_ascii_start().first() != Some(&b'{') {
-        return Err(reader.fail_at(text, " is neither a preset (standalone, istio) nor a JSON object"));
+    if !reader.is_object() {
+        reader.fail_at(text, " is neither a preset (standalone, istio) nor a JSON object");
     }
-    table(reader, to)
-}
-
-fn table(reader: &mut Reader<'_>, to: &mut Table) -> Result<(), Failed> {
+    const ROUTES: usize = 0;
+    const OTHERWISE: usize = 1;
+    const ON_ERROR: usize = 2;
     let mut chosen = None;
-    let mut scope = reader.object()?;
-    while let Some(field) = reader.field(&mut scope, &["routes", "otherwise", "on_error", "preset"])? {
-        match field {
-            0 => {
-                let mut list = reader.list()?;
-                while reader.item(&mut list)? {
-                    route(reader, to)?;
-                }
-            }
-            1 => to.otherwise = action(reader)?,
-            2 => to.on_error = action(reader)?,
+    let mut scope = reader.object();
+    while reader.field(&mut scope, &["routes", "otherwise", "on_error", "preset"]) {
+        match scope.field {
+            ROUTES => routes(reader, to),
+            OTHERWISE => to.otherwise = action(reader),
+            ON_ERROR => to.on_error = action(reader),
             _ => {
-                let name = reader.string()?;
-                chosen = preset(name.as_bytes()).filter(|_| !name.is_empty());
+                let name = reader.string();
+                chosen = preset(name.as_bytes());
                 if chosen.is_none() {
-                    return Err(reader.fail_at(name.as_bytes(), " is not a preset: standalone, istio"));
+                    reader.fail_at(name.as_bytes(), " is not a preset: standalone, istio");
                 }
             }
         }
     }
-    reader.end()?;
-    if let Some(preset) = chosen {
-        if scope.count() > 1 {
-            return Err(reader.fail("preset stands alone in its object"));
-        }
-        return table(&mut Reader::new(preset), to);
+    reader.end();
+    if chosen.is_some() && scope.count > 1 {
+        reader.fail("preset stands alone in its object");
     }
-    if scope.has(0) { Ok(()) } else { Err(reader.fail("routes is missing")) }
+    if chosen.is_none() && !scope.has(ROUTES) {
+        reader.fail("routes is missing");
+    }
+    chosen
 }
 
-fn route(reader: &mut Reader<'_>, to: &mut Table) -> Result<(), Failed> {
-    if to.routes.len() == MAX_ROUTES {
-        return Err(reader.fail("one route too many: there may be 1024"));
-    }
-    let mut route = Route::default();
-    let mut scope = reader.object()?;
-    while let Some(field) = reader.field(&mut scope, &["match", "clusters", "action"])? {
-        match field {
-            0 => criteria(reader, &mut route)?,
-            1 => clusters(reader, &mut route, &mut to.clusters)?,
-            _ => route.action = action(reader)?,
+fn routes(reader: &mut Reader<'_>, to: &mut Table) {
+    const MATCH: usize = 0;
+    const CLUSTERS: usize = 1;
+    const ACTION: usize = 2;
+    let mut list = reader.list();
+    while reader.item(&mut list) {
+        if list.count > MAX_ROUTES {
+            reader.fail("one route too many: there may be 1024");
         }
+        let start = to.ways.len();
+        let mut way = None;
+        let mut scope = reader.object();
+        while reader.field(&mut scope, &["match", "clusters", "action"]) {
+            match scope.field {
+                MATCH => criteria(reader, to),
+                CLUSTERS => clusters(reader, to),
+                _ => way = Some(Way::Action(action(reader))),
+            }
+        }
+        if scope.has(CLUSTERS) == scope.has(ACTION) {
+            reader.fail("not exactly one of clusters and action");
+        }
+        let clusters = Way::Clusters(Range { start, end: to.ways.len() });
+        to.entries.push(Entry::End(way.unwrap_or(clusters)));
     }
-    if scope.has(1) == scope.has(2) {
-        return Err(reader.fail("not exactly one of clusters and action"));
-    }
-    to.needs_destination |= !route.destinations.is_empty() || !route.ports.is_empty();
-    to.needs_name |= !route.names.is_empty();
-    to.routes.push(route);
-    Ok(())
 }
 
-fn criteria(reader: &mut Reader<'_>, route: &mut Route) -> Result<(), Failed> {
-    let mut scope = reader.object()?;
-    while let Some(field) = reader.field(&mut scope, &["source", "destination", "destination_ports", "sni"])? {
-        let mut list = reader.list()?;
-        while reader.item(&mut list)? {
-            if field == 2 {
-                let digits = reader.digits()?;
-                match address::number(digits, 10) {
-                    Some(port) if port > 0 => route.ports.push(port),
-                    _ => return Err(reader.fail_at(digits, " is not a port")),
-                }
+#[inline(never)]
+fn criteria(reader: &mut Reader<'_>, to: &mut Table) {
+    const CRITERIA: [Criterion; 4] =
+        [Criterion::Source, Criterion::Destination, Criterion::DestinationPorts, Criterion::Sni];
+    let mut scope = reader.object();
+    while reader.field(&mut scope, &["source", "destination", "destination_ports", "sni"]) {
+        let Some(&criterion) = CRITERIA.get(scope.field) else { return };
+        to.needs |= criterion.bit();
+        let mut list = reader.list();
+        while reader.item(&mut list) {
+            if criterion == Criterion::DestinationPorts {
+                to.entries.push(Entry::Port(reader.port()));
                 continue;
             }
-            let text = reader.string()?;
+            let text = reader.string();
             let text = text.as_bytes();
-            if field == 3 {
-                match Pattern::parse(text) {
-                    Some(name) => route.names.push(name),
-                    None => return Err(reader.fail_at(text, " is not a server name, nor *. and one")),
+            if criterion == Criterion::Sni {
+                if !name::is_pattern(text) {
+                    reader.fail_at(text, " is not a server name, nor *. and one");
                 }
+                let start = to.names.len();
+                to.names.extend_from_slice(text);
+                to.entries.push(Entry::Name(Range { start, end: to.names.len() }));
                 continue;
             }
-            let prefixes = if field == 0 { &mut route.sources } else { &mut route.destinations };
             match Prefix::parse(text) {
-                Some(prefix) => prefixes.push(prefix),
-                None => return Err(reader.fail_at(text, " is not a CIDR")),
+                Some(prefix) => to.entries.push(Entry::Prefix(criterion, prefix)),
+                None => reader.fail_at(text, " is not a CIDR"),
             }
         }
     }
-    Ok(())
 }
 
-fn clusters(reader: &mut Reader<'_>, route: &mut Route, known: &mut Vec<Override>) -> Result<(), Failed> {
-    let mut list = reader.list()?;
-    while reader.item(&mut list)? {
-        let name = reader.string()?;
+#[inline(never)]
+fn clusters(reader: &mut Reader<'_>, to: &mut Table) {
+    let mut list = reader.list();
+    while reader.item(&mut list) {
+        let name = reader.string();
         if name.is_empty() {
-            return Err(reader.fail("an empty name"));
+            reader.fail("an empty name");
         }
-        if route.clusters.len() == MAX_CLUSTERS {
-            return Err(reader.fail("one cluster too many: a last octet reaches 256"));
+        if list.count > MAX_CLUSTERS {
+            reader.fail("one cluster too many: a last octet reaches 256");
         }
-        let index = known.iter().position(|known| known.cluster == name).unwrap_or(known.len());
-        if index == known.len() {
-            known.push(Override::new(name));
+        let index = to.clusters.iter().position(|known| known.cluster == name).unwrap_or(to.clusters.len());
+        if index == to.clusters.len() {
+            to.clusters.push(Override::new(name));
         }
         match u16::try_from(index) {
-            Ok(index) if usize::from(index) < MAX_ROUTES => route.clusters.push(index),
-            _ => return Err(reader.fail("one cluster too many: a table may name 1024")),
+            Ok(index) if usize::from(index) < MAX_ROUTES => to.ways.push(index),
+            _ => reader.fail("one cluster too many: a table may name 1024"),
         }
     }
-    Ok(())
 }
 
-fn action(reader: &mut Reader<'_>) -> Result<Action, Failed> {
-    let text = reader.string()?;
-    match text.as_bytes() {
-        b"continue" => Ok(Action::Continue),
-        b"deny" => Ok(Action::Deny),
-        other => Err(reader.fail_at(other, " is neither continue nor deny")),
+fn action(reader: &mut Reader<'_>) -> Action {
+    let text = reader.string();
+    match one_of(&["continue", "deny"], text.as_bytes()) {
+        0 => return Action::Continue,
+        1 => {}
+        _ => reader.fail_at(text.as_bytes(), " is neither continue nor deny"),
     }
+    Action::Deny
 }
 
 #[cfg(test)]
@@ -212,7 +214,7 @@ mod tests {
     fn fields_that_are_not_given_have_their_written_meaning() {
         let table = parse(br#"{"routes":[{"clusters":["a"]}]}"#).unwrap();
         assert_eq!((table.otherwise, table.on_error), (Action::Continue, Action::Deny));
-        assert!(!table.needs_destination && !table.needs_name);
+        assert_eq!(table.needs, 0);
     }
 
     #[test]
@@ -235,7 +237,7 @@ mod tests {
             let route = r#"{"clusters":["a"]},"#.repeat(count);
             format!(r#"{{"routes":[{}]}}"#, route.trim_end_matches(','))
         };
-        assert_eq!(parse(routes(1_024).as_bytes()).unwrap().routes.len(), 1_024);
+        assert_eq!(parse(routes(1_024).as_bytes()).unwrap().entries.len(), 1_024);
         assert!(refusal(routes(1_025).as_bytes()).ends_with(" routes[1024]: one route too many: there may be 1024"));
 
         let clusters = |count: usize| {

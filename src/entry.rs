@@ -10,7 +10,7 @@ use crate::{
     host::{self, SingleThread},
 };
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{RefCell, RefMut};
 
 /// A root context of the host's, which has one plugin configuration.
 struct Root {
@@ -26,9 +26,9 @@ struct Module {
 
 static MODULE: SingleThread<RefCell<Module>> = SingleThread(RefCell::new(Module { roots: Vec::new(), stream: (0, 0) }));
 
-/// Runs with the module's state; not at all where the host calls in while one of its own functions runs.
-fn with_module<T>(run: impl FnOnce(&mut Module) -> T) -> Option<T> {
-    MODULE.0.try_borrow_mut().ok().map(|mut module| run(&mut module))
+/// The module's state; none where the host calls in while one of its own functions runs.
+fn module() -> Option<RefMut<'static, Module>> {
+    MODULE.0.try_borrow_mut().ok()
 }
 
 impl Module {
@@ -47,36 +47,44 @@ extern "C" fn malloc(size: usize) -> *mut u8 {
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
-    with_module(|module| {
-        if parent != 0 {
-            module.stream = (context, parent);
-        } else if module.root(context).is_none() {
-            module.roots.push(Root { context, plugin: None });
-        }
-    });
+    let Some(mut module) = module() else { return };
+    if parent != 0 {
+        module.stream = (context, parent);
+    } else if module.root(context).is_none() {
+        module.roots.push(Root { context, plugin: None });
+    }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
     // What is refused leaves the plugin that is there.
-    Plugin::configure(size)
-        .and_then(|plugin| with_module(|module| module.root(context).map(|root| root.plugin = Some(plugin))).flatten())
-        .is_some()
+    let plugin = Plugin::configure(size);
+    let configured = plugin.is_some();
+    if let Some(mut module) = module()
+        && let Some(root) = module.root(context)
+    {
+        if configured {
+            root.plugin = plugin;
+        }
+        return configured;
+    }
+    false
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_new_connection(context: u32) -> u32 {
-    with_module(|module| {
-        let (stream, parent) = core::mem::take(&mut module.stream);
-        let root = if stream == context { module.root(parent) } else { None };
-        filter::on_new_connection(root.and_then(|root| root.plugin.as_ref()))
-    })
-    .unwrap_or(filter::STOP)
+    let Some(mut module) = module() else { return filter::STOP };
+    let (stream, parent) = core::mem::take(&mut module.stream);
+    let root = if stream == context { module.root(parent) } else { None };
+    filter::on_new_connection(root.and_then(|root| root.plugin.as_ref()))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_delete(context: u32) {
-    with_module(|module| module.roots.retain(|root| root.context != context));
+    let Some(mut module) = module() else { return };
+    if let Some(index) = module.roots.iter().position(|root| root.context == context) {
+        module.roots.swap_remove(index);
+    }
 }
 
 #[panic_handler]

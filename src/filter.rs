@@ -9,39 +9,42 @@ use crate::{
     line::Line,
     route::{Action, Connection, Criterion, Decision, Table},
 };
-use alloc::{string::String, vec::Vec};
+use alloc::vec::Vec;
 
 /// What the proxy does with a connection after `on_new_connection`: the next filter.
 pub const CONTINUE: u32 = 0;
 /// What the proxy does with a connection after `on_new_connection`: nothing more.
 pub const STOP: u32 = 1;
 
-/// Path of the attribute that holds the SNI.
-const SERVER_NAME: &[u8] = b"connection\0requested_server_name";
+/// The counters of a plugin beside those of its clusters.
+const OUTCOMES: [&str; 4] = ["continued", "denied", "unreadable", "host_errors"];
+const CONTINUED: usize = 0;
+const DENIED: usize = 1;
+const UNREADABLE: usize = 2;
+const HOST_ERRORS: usize = 3;
 
 /// A configuration in force.
 pub struct Plugin {
     table: Table,
-    /// Of the table's clusters, one each.
-    routed: Vec<Counter>,
-    continued: Counter,
-    denied: Counter,
-    unreadable: Counter,
-    host_errors: Counter,
+    /// Of the table's clusters, one each, then of the outcomes.
+    counters: Vec<Counter>,
 }
 
 impl Plugin {
     /// The plugin that the configuration of this size asks for; none if it is refused, and then the log says why.
+    #[inline(never)]
     pub fn configure(size: usize) -> Option<Self> {
         match load(size) {
-            Ok(table) => Some(Self {
-                routed: table.clusters.iter().map(|to| Counter::define(&routed(&to.cluster))).collect(),
-                continued: Counter::define("sluice.continued"),
-                denied: Counter::define("sluice.denied"),
-                unreadable: Counter::define("sluice.unreadable"),
-                host_errors: Counter::define("sluice.host_errors"),
-                table,
-            }),
+            Ok(table) => {
+                let mut counters = Vec::new();
+                for to in &table.clusters {
+                    counters.push(Counter::define("routed.", &to.cluster));
+                }
+                for outcome in &OUTCOMES {
+                    counters.push(Counter::define("", outcome));
+                }
+                Some(Self { table, counters })
+            }
             Err(line) => {
                 host::log(Level::Error, &line);
                 None
@@ -49,84 +52,81 @@ impl Plugin {
         }
     }
 
+    #[inline(never)]
     fn route(&self) -> Action {
-        let source = Property::read("source.address", b"source\0address");
-        let destination =
-            self.table.needs_destination.then(|| Property::read("destination.address", b"destination\0address"));
+        let source = Property::read(true, "source.address", b"source\0address");
+        let needed = self.table.needs_destination();
+        let destination = Property::read(needed, "destination.address", b"destination\0address");
         // Without TLS, or without a listener filter that looks for it, there is no name, and no route with names matches.
-        let name = if self.table.needs_name { host::property(SERVER_NAME).unwrap_or_default() } else { Vec::new() };
-        let connection = Connection {
+        let needed = self.table.needs & Criterion::Sni.bit() != 0;
+        let name = Property::read(needed, "", b"connection\0requested_server_name");
+        let decision = self.table.decide(&Connection {
             source: source.address(),
-            destination: destination.as_ref().and_then(Property::address),
-            name: &name,
-        };
-        let action = match self.table.decide(&connection) {
-            Decision::Cluster(index) => match self.take(index, &source) {
-                Ok(()) => return Action::Continue,
-                Err(line) => self.fail(&self.host_errors, line),
-            },
-            Decision::Unreadable(criterion) => {
-                let property = if criterion == Criterion::Source { Some(&source) } else { destination.as_ref() };
-                let property = property.unwrap_or(&source);
-                let mut line = property.line();
-                if property.value.is_ok() {
-                    line.text(" is no IP address and port");
-                }
-                self.fail(&self.unreadable, line)
+            destination: destination.address(),
+            name: name.value.as_deref().unwrap_or_default(),
+        });
+        let mut taken = Ok(());
+        let (failure, own) = match decision {
+            Decision::Cluster(index) => {
+                taken = self.take(index);
+                if taken.is_ok() { (None, None) } else { (Some(HOST_ERRORS), Some(self.table.on_error)) }
             }
-            Decision::Action(action) => {
-                if host::logs(Level::Debug) {
-                    host::log(Level::Debug, source.line().text(outcome(action)));
-                }
-                action
-            }
+            Decision::Unreadable(_) => (Some(UNREADABLE), Some(self.table.on_error)),
+            Decision::Action(action) => (None, Some(action)),
         };
-        match action {
-            Action::Continue => self.continued.increment(),
-            Action::Deny => self.denied.increment(),
+        if let Some(failure) = failure {
+            self.count(self.table.clusters.len().wrapping_add(failure));
         }
-        action
+        if let Some(action) = own {
+            let outcome = if action == Action::Continue { CONTINUED } else { DENIED };
+            self.count(self.table.clusters.len().wrapping_add(outcome));
+        }
+        let level = if failure.is_some() { Level::Warn } else { Level::Debug };
+        if failure.is_some() || host::logs(level) {
+            let of_destination = decision == Decision::Unreadable(Criterion::Destination);
+            let property = if of_destination { &destination } else { &source };
+            let mut line = property.line();
+            if let Decision::Cluster(index) = decision {
+                line.text(if failure.is_none() { " takes " } else { " cannot take " });
+                line.quoted(self.table.clusters.get(index).map_or(b"", |to| to.cluster.as_bytes()));
+            }
+            if let Err(status) = taken {
+                status.end(&mut line);
+            }
+            if failure == Some(UNREADABLE) && property.value.is_ok() {
+                line.text(" is no IP address and port");
+            }
+            line.text(match own {
+                None => "",
+                Some(Action::Continue) => ", tcp_proxy's own cluster stays",
+                Some(Action::Deny) => ", connection closed",
+            });
+            host::log(level, &line);
+        }
+        own.unwrap_or(Action::Continue)
     }
 
-    /// Overrides the cluster; what to warn of where the host refuses.
-    fn take(&self, index: usize, source: &Property) -> Result<(), Line> {
+    /// Overrides the cluster with that of this index of the table's.
+    fn take(&self, index: usize) -> Result<(), Status> {
         // An index that the table gave stands for a cluster; the message of none is one that the host refuses.
-        let (cluster, message) =
-            self.table.clusters.get(index).map_or(("", &[][..]), |to| (to.cluster.as_str(), to.message.as_slice()));
-        if let Err(status) = host::call_foreign_function(FOREIGN_FUNCTION, message) {
-            let mut line = source.line();
-            status.end(line.text(" cannot take ").quoted(cluster.as_bytes()));
-            return Err(line);
-        }
-        if let Some(counter) = self.routed.get(index) {
-            counter.increment();
-        }
-        if host::logs(Level::Debug) {
-            host::log(Level::Debug, source.line().text(" takes ").quoted(cluster.as_bytes()));
-        }
+        let message = self.table.clusters.get(index).map_or(&[][..], |to| to.message.as_slice());
+        host::call_foreign_function(FOREIGN_FUNCTION, message)?;
+        self.count(index);
         Ok(())
     }
 
-    /// Counts and tells a failure; what the table says to do then.
-    fn fail(&self, counter: &Counter, mut line: Line) -> Action {
-        counter.increment();
-        host::log(Level::Warn, line.text(outcome(self.table.on_error)));
-        self.table.on_error
+    fn count(&self, index: usize) {
+        if let Some(counter) = self.counters.get(index) {
+            counter.increment();
+        }
     }
-}
-
-fn routed(cluster: &str) -> String {
-    let mut name = String::from("sluice.routed.");
-    name.push_str(cluster);
-    name
 }
 
 fn load(size: usize) -> Result<Table, Line> {
-    if size == 0 {
-        return config::parse(b"");
-    }
     let mut line = Line::new("plugin configuration: ");
-    match host::plugin_configuration(size) {
+    // Nothing is there to be read where the size is 0.
+    let text = if size == 0 { Ok(Vec::new()) } else { host::plugin_configuration(size) };
+    match text {
         Ok(text) if text.len() == size => return config::parse(&text),
         Ok(text) => {
             line.number(text.len()).text(" bytes of ").number(size).text(" read");
@@ -154,22 +154,16 @@ pub fn on_new_connection(plugin: Option<&Plugin>) -> u32 {
     }
 }
 
-fn outcome(action: Action) -> &'static str {
-    match action {
-        Action::Continue => ", tcp_proxy's own cluster stays",
-        Action::Deny => ", connection closed",
-    }
-}
-
-/// A property of the connection that should hold an address.
+/// A property of the connection.
 struct Property {
     name: &'static str,
     value: Result<Vec<u8>, Status>,
 }
 
 impl Property {
-    fn read(name: &'static str, path: &[u8]) -> Self {
-        Self { name, value: host::property(path) }
+    /// Reads it if it is needed; else it is empty.
+    fn read(needed: bool, name: &'static str, path: &[u8]) -> Self {
+        Self { name, value: if needed { host::property(path) } else { Ok(Vec::new()) } }
     }
 
     fn address(&self) -> Option<Endpoint> {

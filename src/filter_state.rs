@@ -26,14 +26,17 @@ pub struct Override {
 impl Override {
     /// The override to the cluster of this name.
     #[must_use]
+    #[inline(never)]
     pub fn new(cluster: String) -> Self {
-        let arguments = proto::SetEnvoyFilterStateArguments {
-            path: CLUSTER.into(),
-            value: cluster,
-            // A network filter writes to the state of the connection, which any span fits; this one, 0, takes no bytes.
-            span: proto::LifeSpan::FilterChain.into(),
-        };
-        Self { message: arguments.encode_to_vec(), cluster: arguments.value }
+        // Grown step by step: a vector or string that begins with a capacity has an allocation of its own in the module.
+        let (mut path, mut message) = (String::new(), Vec::new());
+        path.push_str(CLUSTER);
+        // A network filter writes to the state of the connection, which any span fits; this one, 0, takes no bytes.
+        let span = proto::LifeSpan::FilterChain.into();
+        let arguments = proto::SetEnvoyFilterStateArguments { path, value: cluster, span };
+        // Without the check of encode() for room, which a vector always has.
+        arguments.encode_raw(&mut message);
+        Self { message, cluster: arguments.value }
     }
 }
 

@@ -7,16 +7,68 @@
 
 use crate::line::Line;
 use alloc::vec::Vec;
-#[cfg(not(feature = "sdk"))]
-use core::alloc::Layout;
-use core::ptr::null_mut;
-use lol_alloc::{AssumeSingleThreaded, FreeListAllocator};
+use core::{
+    alloc::{GlobalAlloc, Layout},
+    arch::wasm32::{memory_grow, memory_size},
+    cell::Cell,
+    ptr::null_mut,
+};
 
-/// Reuses freed memory, in little code. The list that it searches stays short: what lives long is made at load.
+/// Gives memory in blocks whose sizes are powers of two. Those that were freed are a list for each size, so that a
+/// block is found and freed in the same few steps, however many there are.
+struct Allocator {
+    free: [Cell<*mut u8>; 32],
+    /// Where the memory that was never given out begins; 0 at first.
+    unused: Cell<usize>,
+}
+
+/// Size of a page of memory.
+const PAGE: usize = 1 << 16;
+
 #[global_allocator]
+static ALLOCATOR: Allocator = Allocator { free: [const { Cell::new(null_mut()) }; 32], unused: Cell::new(0) };
+
 // SAFETY: a module of this target has one thread.
-static ALLOCATOR: AssumeSingleThreaded<FreeListAllocator> =
-    unsafe { AssumeSingleThreaded::new(FreeListAllocator::new()) };
+unsafe impl Sync for Allocator {}
+
+// SAFETY: a block is given out once until it is freed, and is as large and as aligned as the layout asks for: blocks begin
+// at multiples of the largest alignment that anything of ours has.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = Self::block(layout);
+        let Some(list) = self.free.get(size.trailing_zeros() as usize) else { return null_mut() };
+        let first = list.get();
+        if !first.is_null() {
+            // SAFETY: a free block holds the address of the next one.
+            list.set(unsafe { first.cast::<*mut u8>().read() });
+            return first;
+        }
+        let end = memory_size::<0>().wrapping_mul(PAGE);
+        let start = if self.unused.get() == 0 { end } else { self.unused.get() };
+        let Some(next) = start.checked_add(size) else { return null_mut() };
+        let missing = next.saturating_sub(end).div_ceil(PAGE);
+        if missing > 0 && memory_grow::<0>(missing) == usize::MAX {
+            return null_mut();
+        }
+        self.unused.set(next);
+        start as *mut u8
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(list) = self.free.get(Self::block(layout).trailing_zeros() as usize) {
+            // SAFETY: the block is large enough for an address, and nobody's any more.
+            unsafe { block.cast::<*mut u8>().write(list.get()) };
+            list.set(block);
+        }
+    }
+}
+
+impl Allocator {
+    /// The size of the block for this layout; 0 for what no memory is large enough for.
+    fn block(layout: Layout) -> usize {
+        layout.size().max(16).checked_next_power_of_two().unwrap_or(0)
+    }
+}
 
 /// Severity of a line in the proxy's log.
 #[derive(Clone, Copy)]
@@ -49,10 +101,6 @@ impl Status {
     pub fn end(self, line: &mut Line) {
         line.text(": host status ").number(self.0 as usize);
     }
-
-    fn check(status: u32) -> Result<(), Self> {
-        if status == Self::OK { Ok(()) } else { Err(Self(status)) }
-    }
 }
 
 #[link(wasm_import_module = "env")]
@@ -82,23 +130,36 @@ unsafe extern "C" {
 
 /// The property at a path, whose segments end in NUL bytes but for the last.
 pub fn property(path: &[u8]) -> Result<Vec<u8>, Status> {
-    // SAFETY: the path is readable for its length.
-    given(|value, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), value, size) })
+    let mut given = Given::default();
+    // SAFETY: the path is readable for its length, and the host writes an address and a size.
+    let status = unsafe { proxy_get_property(path.as_ptr(), path.len(), &raw mut given.data, &raw mut given.size) };
+    given.bytes(status)
 }
 
 /// The plugin configuration, of the size that `on_configure` was told.
 pub fn plugin_configuration(size: usize) -> Result<Vec<u8>, Status> {
-    // SAFETY: the call reads none of our memory.
-    given(|value, length| unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, value, length) })
+    let mut given = Given::default();
+    // SAFETY: the host writes an address and a size.
+    let status =
+        unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, &raw mut given.data, &raw mut given.size) };
+    given.bytes(status)
 }
 
 /// Calls a function that the proxy knows by name; what it returns is dropped.
 pub fn call_foreign_function(name: &[u8], arguments: &[u8]) -> Result<(), Status> {
-    // SAFETY: name and arguments are readable for their lengths.
-    given(|results, size| unsafe {
-        proxy_call_foreign_function(name.as_ptr(), name.len(), arguments.as_ptr(), arguments.len(), results, size)
-    })
-    .map(drop)
+    let mut results = Given::default();
+    // SAFETY: name and arguments are readable for their lengths, and the host writes an address and a size.
+    let status = unsafe {
+        proxy_call_foreign_function(
+            name.as_ptr(),
+            name.len(),
+            arguments.as_ptr(),
+            arguments.len(),
+            &raw mut results.data,
+            &raw mut results.size,
+        )
+    };
+    results.bytes(status).map(drop)
 }
 
 /// Writes a line to the proxy's log. A log that cannot be written is nowhere to be reported, so its status is dropped.
@@ -120,22 +181,23 @@ pub fn logs(level: Level) -> bool {
 pub struct Counter(Option<u32>);
 
 impl Counter {
-    /// The counter of this name, which all of that name share; it counts nothing where the host refuses it, and then
-    /// the log says so.
-    pub fn define(name: &str) -> Self {
+    /// The counter of this kind and name, which all of that name share; it counts nothing where the host refuses it, and
+    /// then the log says so.
+    pub fn define(kind: &str, outcome: &str) -> Self {
         let mut id = 0;
+        let mut name = Vec::new();
+        for part in ["sluice.", kind, outcome] {
+            name.extend_from_slice(part.as_bytes());
+        }
         // SAFETY: the name is readable for its length, and the host writes four bytes to the address of a u32.
         let status = unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &raw mut id) };
-        match Status::check(status) {
-            Ok(()) => Self(Some(id)),
-            Err(status) => {
-                let mut line = Line::new("counter ");
-                line.quoted(name.as_bytes()).text(" refused");
-                status.end(&mut line);
-                log(Level::Warn, &line);
-                Self(None)
-            }
+        if status == Status::OK {
+            return Self(Some(id));
         }
+        let mut line = Line::new("counter ");
+        Status(status).end(line.quoted(&name).text(" refused"));
+        log(Level::Warn, &line);
+        Self(None)
     }
 
     /// Counts one. A host that refuses what it has defined leaves nothing to be done, so its status is dropped.
@@ -172,15 +234,28 @@ pub struct SingleThread<T>(pub T);
 unsafe impl<T> Sync for SingleThread<T> {}
 
 /// What the host hands over in a call that takes where to write its address and size.
-fn given(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>, Status> {
-    let (mut data, mut size) = (null_mut(), 0);
-    let status = call(&raw mut data, &raw mut size);
-    let given = if data.is_null() || size == 0 {
-        Vec::new()
-    } else {
-        // SAFETY: a host allocates what it hands over by the `malloc` export, ours or the SDK's, with the layout of so
-        // many bytes, and leaves it to us.
-        unsafe { Vec::from_raw_parts(data, size, size) }
-    };
-    Status::check(status).map(|()| given)
+struct Given {
+    data: *mut u8,
+    size: usize,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Self { data: null_mut(), size: 0 }
+    }
+}
+
+impl Given {
+    /// It, or the status of the call; what was handed over is freed then.
+    #[inline(never)]
+    fn bytes(self, status: u32) -> Result<Vec<u8>, Status> {
+        let bytes = if self.data.is_null() || self.size == 0 {
+            Vec::new()
+        } else {
+            // SAFETY: a host allocates what it hands over by the `malloc` export, ours or the SDK's, with the layout of
+            // so many bytes, and leaves it to us.
+            unsafe { Vec::from_raw_parts(self.data, self.size, self.size) }
+        };
+        if status == Status::OK { Ok(bytes) } else { Err(Status(status)) }
+    }
 }

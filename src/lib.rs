@@ -1,9 +1,12 @@
 //! sluice: a TCP filter for Envoy and Istio that chooses the egress cluster of a connection by its addresses.
 //!
-//! A configuration is read once ([`config`], from [`json`] or a [`structure`]) into a table of routes; a connection's addresses are read ([`address`]),
+//! A configuration is read once ([`config`], by [`json`]) into a table of routes; a connection's addresses are read ([`address`]),
 //! the table decides ([`route`]), and the decision is handed to Envoy as filter state ([`filter_state`]).
 //! `filter` and `host`, which talk to the proxy, exist in the WebAssembly module only, and so do its two doors: `entry`,
 //! the shipped module's own entry points, and `sdk`, the SDK's dispatcher (feature `sdk`, on by default).
+//!
+//! What is `#[inline(never)]` is either smaller so, or one of the large functions that V8, which compiles them all when it
+//! loads the module, compiles in less memory than one that holds several of them.
 
 #![no_std]
 
@@ -13,6 +16,7 @@ extern crate std; // the native builds, tests and tools, take their allocator an
 
 pub mod address;
 pub mod config;
+pub mod cursor;
 #[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]
 mod entry;
 #[cfg(target_arch = "wasm32")]
@@ -27,4 +31,3 @@ pub mod prefix;
 pub mod route;
 #[cfg(all(target_arch = "wasm32", feature = "sdk"))]
 mod sdk;
-pub mod structure;

@@ -13,8 +13,8 @@ impl Line {
     /// A line of sluice's that begins with this text.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        let mut line = Self(b"sluice: ".to_vec());
-        line.text(text);
+        let mut line = Self(Vec::new());
+        line.text("sluice: ").text(text);
         line
     }
 
@@ -72,7 +72,9 @@ pub fn append_decimal(to: &mut Vec<u8>, mut number: usize) {
     }
 }
 
-fn hex(nibble: u8) -> u8 {
+/// The hexadecimal digit of a number below 16.
+#[must_use]
+pub fn hex(nibble: u8) -> u8 {
     nibble.wrapping_add(if nibble < 10 { b'0' } else { b'a' - 10 })
 }
 

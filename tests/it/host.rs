@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, fs, path::Path};
 use wasmi::{
-    AsContextMut, Caller, Engine, Extern, Func, Instance, Linker, Memory, Module, Store, StoreLimits,
-    StoreLimitsBuilder, Val,
+    AsContextMut, Caller, Config, Engine, Extern, Func, Instance, Linker, Memory, Module, Store, StoreLimits,
+    StoreLimitsBuilder, Val, WasmParams, WasmResults,
 };
 
 /// The statuses of the ABI, and one that does not exist.
@@ -38,6 +38,10 @@ pub struct Host {
     pub statuses: HashMap<&'static str, u32>,
     pub log_level: u32,
     pub calls: Vec<Call>,
+    /// A stream and its root context that come while a property is read, as in no proxy.
+    pub intruder: Option<(u32, u32)>,
+    /// What the module then says to the stream's connection.
+    pub intruder_action: Option<u32>,
     limits: StoreLimits,
     /// Names of the counters in the order of their ids, and what they count.
     pub counters: Vec<(String, u64)>,
@@ -81,11 +85,12 @@ pub struct Vm {
 impl Vm {
     /// The module of this file with a host that logs from `info` on.
     pub fn new(path: &Path) -> Self {
-        let engine = Engine::default();
+        let engine = Engine::new(Config::default().consume_fuel(true));
         let module = Module::new(&engine, fs::read(path).unwrap()).unwrap();
         let limits = StoreLimitsBuilder::new().memory_size(MEMORY).build();
         let mut store = Store::new(&engine, Host { log_level: INFO, limits, ..Host::default() });
         store.limiter(|host| &mut host.limits);
+        store.set_fuel(u64::MAX).unwrap();
         let mut linker = Linker::new(&engine);
         // The SDK's dispatcher imports the whole ABI; what sluice does not use must not be called.
         linker.allow_shadowing(true);
@@ -139,6 +144,11 @@ impl Vm {
         results.first().and_then(Val::i32).unwrap_or(0).cast_unsigned()
     }
 
+    /// How much is executed until now, in the engine's fuel: instructions, by weight.
+    pub fn executed(&self) -> u64 {
+        u64::MAX - self.store.get_fuel().unwrap()
+    }
+
     /// Size of the linear memory, in bytes.
     pub fn memory_size(&self) -> usize {
         self.instance.get_memory(&self.store, "memory").unwrap().data_size(&self.store)
@@ -169,6 +179,11 @@ fn define(linker: &mut Linker<Host>) {
             "env",
             "proxy_get_property",
             |mut caller: Caller<'_, Host>, path: u32, path_size: u32, to: u32, to_size: u32| {
+                if let Some((stream, root)) = caller.data_mut().intruder.take() {
+                    call_in::<(u32, u32), ()>(&mut caller, "proxy_on_context_create", (stream, root));
+                    let action = call_in::<u32, u32>(&mut caller, "proxy_on_new_connection", stream);
+                    caller.data_mut().intruder_action = Some(action);
+                }
                 let path = String::from_utf8(read(&caller, path, path_size)).unwrap().replace('\0', ".");
                 let value = caller.data().properties.get(path.as_str()).cloned();
                 let status = caller.data().status(&path).and(caller.data().status("proxy_get_property"));
@@ -259,14 +274,19 @@ fn write(caller: &mut Caller<'_, Host>, to: u32, bytes: &[u8]) {
     memory(caller).write(caller, to as usize, bytes).unwrap();
 }
 
+/// Calls an export while the module waits for the host.
+fn call_in<P: WasmParams, R: WasmResults>(caller: &mut Caller<'_, Host>, export: &str, arguments: P) -> R {
+    let function = caller.get_export(export).and_then(Extern::into_func).unwrap();
+    let function = function.typed::<P, R>(&caller).unwrap();
+    function.call(caller.as_context_mut(), arguments).unwrap()
+}
+
 /// As Envoy does it: nothing is allocated for an empty value.
 fn hand_over(caller: &mut Caller<'_, Host>, value: &[u8], to: u32, to_size: u32) -> u32 {
     let size = u32::try_from(value.len()).unwrap();
     let mut data = 0;
     if size > 0 {
-        let malloc = caller.get_export("malloc").and_then(Extern::into_func).unwrap();
-        let malloc = malloc.typed::<u32, u32>(&caller).unwrap();
-        data = malloc.call(caller.as_context_mut(), size).unwrap();
+        data = call_in::<u32, u32>(caller, "malloc", size);
         write(caller, data, value);
     }
     write(caller, to, &data.to_le_bytes());

@@ -12,6 +12,7 @@
 )]
 
 mod artefact;
+mod cost;
 mod decision;
 mod demo;
 mod docker;

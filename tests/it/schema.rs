@@ -1,7 +1,8 @@
 //! The JSON Schema and the parser against the same configurations, and the parser's words.
 
+use crate::scenario::as_struct;
 use jsonschema::Validator;
-use serde_json::json;
+use serde_json::{Value, json};
 use sluice::config;
 use std::fs;
 
@@ -263,5 +264,44 @@ fn schema_and_parser_have_the_same_limits() {
         let text = config.to_string();
         assert_eq!(config::parse(text.as_bytes()).is_ok(), accepted, "{}", &text[..60]);
         assert_eq!(schema.is_valid(&config), accepted || by == Parser, "{}", &text[..60]);
+    }
+}
+
+/// Numbers of a struct are floating point, so it cannot say 80.0 and not 80; an empty one arrives as nothing.
+#[test]
+fn a_struct_is_read_as_the_json_that_it_stands_for() {
+    let mut read = 0;
+    for text in ACCEPTED.iter().chain(REFUSED.iter().map(|(text, ..)| text)) {
+        let Ok(Value::Object(fields)) = serde_json::from_str(text) else { continue };
+        // Written anew, as a struct has no order of fields and no field twice.
+        let text = Value::Object(fields).to_string();
+        if text == "{}" || text.contains("80.0") {
+            continue;
+        }
+        assert_eq!(config::parse(&as_struct(&text)), config::parse(text.as_bytes()), "{text}");
+        read += 1;
+    }
+    assert!(read > 50, "{read}");
+}
+
+#[test]
+fn a_struct_that_is_cut_off_or_goes_on_is_refused() {
+    let text = r#"{"routes":[{"match":{"destination_ports":[80],"sni":["a.example"]},"clusters":["egress1"]}]}"#;
+    let bytes = as_struct(text);
+    assert!(config::parse(&bytes).is_ok());
+    for cut in 1..bytes.len() {
+        assert!(config::parse(&bytes[..cut]).is_err(), "{cut}");
+    }
+    assert!(config::parse(&[&bytes[..], b"\x12"].concat()).is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_like_a_structs_make_the_parser_panic(at in 0_usize..200, byte: u8, tail: Vec<u8>) {
+        let mut bytes = as_struct(include_str!("../data/example.json"));
+        let at = at.min(bytes.len() - 1);
+        bytes[at] = byte;
+        let _ = config::parse(&bytes);
+        let _ = config::parse(&[b"\x0a", &tail[..], b"\x12"].concat());
     }
 }

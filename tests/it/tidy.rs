@@ -172,9 +172,10 @@ fn versions_stand_in_one_place() {
     let envoy = read(Path::new(".envoy-version"));
     for (version, home) in [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml")] {
         for path in files() {
-            // Documents tell what was measured with which version; the lock file has versions of everything.
-            let of_its_own =
-                path.extension().is_some_and(|extension| extension == "md") || path.ends_with("Cargo.lock");
+            // Documents and results tell what was measured with which version; the lock file has versions of everything.
+            let of_its_own = path.extension().is_some_and(|extension| extension == "md")
+                || path == Path::new("bench/results.json")
+                || path.ends_with("Cargo.lock");
             if of_its_own || path == Path::new(home) || path == Path::new(COMPOSE) {
                 continue;
             }

@@ -364,6 +364,20 @@ fn an_order_of_calls_that_no_proxy_has_closes_the_connection() {
 
 #[test]
 #[ignore = "make test builds the modules"]
+fn a_connection_that_comes_while_another_is_read_is_stopped_and_leaves_that_alone() {
+    let mut vm = Vm::new(&shipped());
+    set_source(vm.host(), b"10.0.0.3:1");
+    assert!(vm.configure(ROOT, b"standalone"));
+    assert!(vm.configure(7, b"istio"));
+    vm.host().intruder = Some((99, 7));
+    assert!(vm.connection(STREAM, ROOT));
+    assert_eq!(vm.host().intruder_action, Some(1));
+    assert_eq!(vm.host().foreign(), [message("egress2")]);
+    assert!(vm.connection(STREAM, ROOT));
+}
+
+#[test]
+#[ignore = "make test builds the modules"]
 fn a_root_context_that_nobody_created_is_not_configured() {
     let mut vm = Vm::new(&shipped());
     vm.host().configuration = b"istio".to_vec();
@@ -410,7 +424,7 @@ fn configurations_at_the_limits_are_read_and_beyond_them_refused() {
     let name = "\u{1}".repeat(300_000);
     let large = as_struct(&serde_json::json!({"routes": [{"clusters": [name]}]}).to_string());
     let name = "\u{1}".repeat(200_000);
-    let growing = as_struct(&serde_json::json!({"routes": [{"clusters": [name]}]}).to_string());
+    let long = as_struct(&serde_json::json!({"routes": [{"clusters": [name]}]}).to_string());
     let mut deep = serde_json::json!(["a"]);
     for _ in 0..100 {
         deep = serde_json::json!([deep]);
@@ -423,7 +437,7 @@ fn configurations_at_the_limits_are_read_and_beyond_them_refused() {
         (padded(262_145), Some("longer than 262144 bytes")),
         (table_of(1_025).into_bytes(), Some("routes[1024]: one route too many: there may be 1024")),
         (large, Some("longer than 262144 bytes")),
-        (growing, Some("longer than 262144 bytes")),
+        (long, Some("routes[0].clusters[0]: longer than 1024 bytes")),
         (deep, Some("routes[0]: not an object")),
         (brackets, Some("routes[0].match: not an object")),
         (b"{\"routes\":[{\"clusters\":[\"\xff\"]}]}".to_vec(), Some("routes[0].clusters[0]: not UTF-8")),

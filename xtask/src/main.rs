@@ -1,5 +1,6 @@
 //! The repository's tasks: `cargo xtask TASK`; the Makefile names them all.
 
+mod bench;
 mod compiler;
 mod demo;
 mod docker;
@@ -30,6 +31,7 @@ fn dispatch() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *arguments {
         ["audit"] => tools::audit(),
+        ["bench"] => bench::run(),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
         ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
         ["coverage"] => tools::coverage(),
@@ -45,7 +47,7 @@ fn dispatch() -> Result<()> {
         ["test-docker"] => tests::docker(),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|build-wasm|coverage|demo|docker-demo|lint|regen-proto|test|test-docker|wasm-size"
+            "usage: cargo xtask audit|bench|build-wasm|coverage|demo|docker-demo|lint|regen-proto|test|test-docker|wasm-size"
         ),
     }
 }

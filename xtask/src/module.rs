@@ -86,6 +86,21 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The module on the SDK's dispatcher, which a plain cargo build gives.
+pub fn plain() -> Result<PathBuf> {
+    let root = root()?;
+    let sh = Shell::new()?;
+    sh.change_dir(&root);
+    let compiler = compiler::find(&sh, &root)?;
+    println!("compiler: {}", compiler.describe());
+    compiler::cargo(&sh)
+        .args(["build", "--locked", "--release", "--lib", "--target-dir", "target"])
+        .args(compiler.module_target())
+        .envs(compiler.module_environment())
+        .run()?;
+    Ok(root.join("target/wasm32-unknown-unknown/release/sluice.wasm"))
+}
+
 /// The shipped module, built anew if it is stale.
 pub fn shipped() -> Result<PathBuf> {
     match fresh()? {
@@ -207,20 +222,35 @@ fn trim(module: &[u8]) -> Result<Vec<u8>> {
     Ok(module.emit_wasm())
 }
 
+/// Functions of one caller are left as they are from so many bytes on: V8 takes more memory to compile a large function than
+/// to compile its parts, and keeps some of it.
+#[cfg(feature = "wasm-opt")]
+const ONE_CALLER: u32 = 100;
+
 #[cfg(feature = "wasm-opt")]
 fn optimise(module: &[u8]) -> Result<Vec<u8>> {
-    use wasm_opt::{Feature, OptimizationOptions};
+    use wasm_opt::{Feature, OptimizationOptions, Pass};
+
+    // Control flow is taken apart and put together anew before the usual passes: smaller, and V8 compiles it sooner.
+    let mut anew = OptimizationOptions::new_opt_level_0();
+    anew.add_default_passes(false).add_pass(Pass::Flatten).add_pass(Pass::Rereloop);
+    let mut small = OptimizationOptions::new_optimize_for_size_aggressively();
+    small.set_converge().one_caller_inline_max_size(ONE_CALLER);
+    let mut constants = OptimizationOptions::new_opt_level_0();
+    constants.add_default_passes(false).add_pass(Pass::ConstHoisting);
 
     let folder = tempfile::tempdir()?;
-    let (input, output) = (folder.path().join("trimmed.wasm"), folder.path().join("optimised.wasm"));
+    let (input, output) = (folder.path().join("input.wasm"), folder.path().join("output.wasm"));
     fs::write(&input, module)?;
-    let mut options = OptimizationOptions::new_optimize_for_size_aggressively();
-    // What rustc emits for this target by default; Binaryen refuses what it was not told of.
-    for feature in [Feature::BulkMemory, Feature::Multivalue, Feature::ReferenceTypes, Feature::TruncSat] {
-        options.enable_feature(feature);
+    for mut options in [anew, small, constants] {
+        // What rustc emits for this target by default; Binaryen refuses what it was not told of.
+        for feature in [Feature::BulkMemory, Feature::Multivalue, Feature::ReferenceTypes, Feature::TruncSat] {
+            options.enable_feature(feature);
+        }
+        options.run(&input, &output)?;
+        fs::rename(&output, &input)?;
     }
-    options.set_converge().run(&input, &output)?;
-    Ok(fs::read(&output)?)
+    Ok(fs::read(&input)?)
 }
 
 #[cfg(not(feature = "wasm-opt"))]

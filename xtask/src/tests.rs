@@ -15,13 +15,7 @@ pub fn run() -> Result<()> {
     let sh = Shell::new()?;
     sh.change_dir(&root);
     module::shipped()?;
-    let compiler = compiler::find(&sh, &root)?;
-    println!("compiler: {}", compiler.describe());
-    compiler::cargo(&sh)
-        .args(["build", "--locked", "--release", "--lib", "--target-dir", "target"])
-        .args(compiler.module_target())
-        .envs(compiler.module_environment())
-        .run()?;
+    module::plain()?;
     let envoy = envoy::program()?;
     println!("Envoy: {}", envoy::version(&envoy)?);
     compiler::cargo(&sh)

@@ -1,0 +1,96 @@
+//! What is measured side by side: no filter, Envoy's own, the floor, and modules.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+use testbed::{Config, root};
+
+/// Parity as Envoy itself can do it.
+const NATIVE: &str = r#"- name: envoy.filters.network.set_filter_state
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
+                on_new_connection:
+                  - object_key: envoy.tcp_proxy.cluster
+                    format_string:
+                      text_format_source:
+                        inline_string: "%CEL(source.address.matches('[02468]:[0-9]+$') ? 'egress1' : 'egress2')%""#;
+
+/// An Envoy's filter before tcp_proxy.
+pub struct Variant {
+    /// What it is called in the report.
+    pub name: String,
+    /// The module, where it has one.
+    pub module: Option<PathBuf>,
+    /// Whether it sends odd last octets to the second backend; not known of a peer.
+    pub splits: Option<bool>,
+    filter: String,
+}
+
+impl Variant {
+    /// No filter: what all others are compared with.
+    pub fn none() -> Self {
+        Self { name: "no filter".into(), module: None, splits: Some(false), filter: String::new() }
+    }
+
+    /// Envoy's own filter for filter state, with a CEL expression.
+    pub fn native() -> Self {
+        let name = "native set_filter_state, CEL".into();
+        Self { name, module: None, splits: Some(true), filter: NATIVE.into() }
+    }
+
+    /// The hand-written module, assembled into this folder.
+    pub fn floor(folder: &Path) -> Result<Self> {
+        let path = folder.join("floor.wasm");
+        fs::write(&path, wat::parse_file(root().join("bench/floor.wat"))?)?;
+        Self::module("floor: parity only, by hand".into(), &path, "")
+    }
+
+    /// A module of ours with this configuration.
+    pub fn module(name: String, path: &Path, configuration: &str) -> Result<Self> {
+        let module = path.canonicalize().with_context(|| format!("no module at {}", path.display()))?;
+        let configuration =
+            json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": configuration });
+        let filter: Value = json!({
+            "name": "wasm",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm",
+                "config": {
+                    "name": "bench",
+                    "configuration": configuration,
+                    "vm_config": { "runtime": "envoy.wasm.runtime.v8", "code": { "local": { "filename": module } } },
+                },
+            },
+        });
+        Ok(Self { name, module: Some(module), splits: Some(true), filter: format!("- {filter}") })
+    }
+
+    /// The modules that the environment names: `path` or `path:configuration` in PEER, and in variables that begin so.
+    pub fn peers() -> Result<Vec<Self>> {
+        let mut peers: Vec<(String, String)> = env::vars().filter(|(name, _)| name.starts_with("PEER")).collect();
+        peers.sort();
+        let peer = |(variable, text): (String, String)| {
+            let (path, configuration) = text.split_once(':').unwrap_or((&text, ""));
+            let Some(name) = Path::new(path).file_stem() else { bail!("{variable}: {path:?} is not a module's path") };
+            let variant = Self::module(format!("peer {}", name.display()), Path::new(path), configuration)?;
+            Ok(Self { splits: None, ..variant })
+        };
+        peers.into_iter().map(peer).collect()
+    }
+
+    /// The Envoy's configuration, before its backends are known.
+    pub fn config(&self) -> Result<Config> {
+        Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)
+    }
+}
+
+/// A table of so many routes with a source prefix each; only the last one, which has none, matches what the bench sends.
+pub fn table_of(routes: usize) -> String {
+    let mut list: Vec<Value> = (1..routes)
+        .map(|index| json!({"match": {"source": [format!("172.{}.{}.0/24", 16 + index / 256, index % 256)]}, "clusters": ["a", "b"]}))
+        .collect();
+    list.push(json!({"clusters": ["egress1", "egress2"]}));
+    json!({ "routes": list }).to_string()
+}

@@ -1,0 +1,17 @@
+//! `make bench`: what is measured is made ready, then the package bench measures it.
+
+use crate::{compiler, module, root};
+use anyhow::Result;
+use testbed::envoy;
+use xshell::Shell;
+
+/// Builds both modules, gets Envoy and measures.
+pub fn run() -> Result<()> {
+    let root = root()?;
+    let (shipped, plain) = (module::shipped()?, module::plain()?);
+    let sh = Shell::new()?;
+    sh.change_dir(&root);
+    let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--"]);
+    bench.arg(shipped).arg(plain).env("ENVOY", envoy::program()?).run()?;
+    Ok(())
+}
