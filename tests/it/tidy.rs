@@ -170,13 +170,22 @@ fn versions_stand_in_one_place() {
     let toolchain = read(Path::new("rust-toolchain.toml"));
     let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
     let envoy = read(Path::new(".envoy-version"));
-    for (version, home) in [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml")] {
+    let tools = read(Path::new("tests/mesh/go.mod"));
+    let istio = tools.lines().find(|line| line.contains("istio.io/istio v")).unwrap();
+    let istio = istio.rsplit([' ', '-']).find(|part| part.len() == 12).unwrap();
+    assert!(read(Path::new("istio/README.md")).contains(istio), "istio/README.md does not name Istio's commit {istio}");
+    let image = format!("newTag: distroless-v{}\n", envoy.trim());
+    let kustomization = "istio/kustomization.yaml"; // can take it from nowhere else
+    assert!(read(Path::new(kustomization)).contains(&image), "{kustomization}: not {image}");
+    for (version, home) in
+        [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml"), (istio, "tests/mesh/go.mod")]
+    {
         for path in files() {
-            // Documents and results tell what was measured with which version; the lock file has versions of everything.
-            let of_its_own = path.extension().is_some_and(|extension| extension == "md")
-                || path == Path::new("bench/results.json")
-                || path.ends_with("Cargo.lock");
-            if of_its_own || path == Path::new(home) || path == Path::new(COMPOSE) {
+            // Documents and results tell what was measured with which version; the lists of dependencies have all versions.
+            let listed = ["md", "lock", "mod", "sum"];
+            if path.extension().is_some_and(|extension| listed.iter().any(|known| extension == *known))
+                || [COMPOSE, kustomization, "bench/results.json", home].iter().any(|own| path == Path::new(own))
+            {
                 continue;
             }
             let bytes = fs::read(testbed::root().join(&path)).unwrap();
@@ -212,4 +221,27 @@ fn unsafe_blocks_stay_in_their_room() {
             assert!(!read(&path).contains(&block), "{}", path.display());
         }
     }
+}
+
+#[test]
+fn the_egress_router_of_the_mesh_is_the_other_one_with_its_own_lists() {
+    let without = |path: &str| {
+        let (mut lists, mut own) = (0, false);
+        let mut kept = String::new();
+        for line in read(Path::new(path)).lines() {
+            if line.contains("# What only your network knows") || line.contains("stat_prefix: peers") {
+                (lists, own) = (lists + 1, true);
+            } else if line.contains("# This host") || line.contains("on_match:") {
+                own = false;
+            }
+            if !(own && line.contains("address_prefix: ")) {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+        assert_eq!(lists, 2, "{path}");
+        kept
+    };
+    let (docker, mesh) = ("envoy-docker/egress-router.yaml", "istio/egress-router/egress-router.yaml");
+    assert_eq!(without(docker), without(mesh), "{mesh}: not {docker}");
 }

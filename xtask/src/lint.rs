@@ -13,7 +13,7 @@ pub fn run() -> Result<()> {
     let clippy =
         |arguments: &[&str]| compiler::cargo(&sh).arg("clippy").args(arguments).args(["--", "--deny", "warnings"]);
     compiler::cargo(&sh).args(["fmt", "--all", "--check"]).run()?;
-    clippy(&["--workspace", "--all-targets", "--features", "xtask/proto"]).run()?;
+    clippy(&["--workspace", "--all-targets", "--features", "xtask/oci,xtask/proto,xtask/verify"]).run()?;
     let compiler = compiler::find(&sh, &root)?;
     for door in [&[][..], &["--no-default-features"]] {
         let arguments = [&["--lib"], compiler.module_target(), door].concat();

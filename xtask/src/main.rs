@@ -6,12 +6,17 @@ mod demo;
 mod docker;
 mod engine;
 mod lint;
+mod mesh;
 mod module;
+#[cfg(feature = "oci")]
+mod oci;
 #[cfg(feature = "proto")]
 mod proto;
 mod table;
 mod tests;
 mod tools;
+#[cfg(feature = "verify")]
+mod verify;
 
 use anyhow::{Context, Result, bail};
 use std::{env, path::PathBuf, process::ExitCode};
@@ -39,15 +44,31 @@ fn dispatch() -> Result<()> {
         ["demo-traffic", module] => demo::traffic(module.as_ref()),
         ["docker-demo"] => docker::demo(),
         ["lint"] => lint::run(),
+        #[cfg(feature = "oci")]
+        ["oci"] => oci::build(),
+        #[cfg(feature = "oci")]
+        ["oci-push", reference] => oci::push(reference),
+        #[cfg(not(feature = "oci"))]
+        ["oci" | "oci-push", ..] => {
+            bail!("this task is built by: cargo run --package xtask --features oci,wasm-opt -- oci")
+        }
         #[cfg(feature = "proto")]
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]
         ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
         ["test"] => tests::run(),
         ["test-docker"] => tests::docker(),
+        ["test-mesh"] => mesh::run(),
+        #[cfg(feature = "verify")]
+        ["verify"] => verify::run(None),
+        #[cfg(feature = "verify")]
+        ["verify", to] => verify::run(Some(to)),
+        #[cfg(not(feature = "verify"))]
+        ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|build-wasm|coverage|demo|docker-demo|lint|regen-proto|test|test-docker|wasm-size"
+            "usage: cargo xtask audit|bench|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|test|test-docker|\
+             test-mesh|verify|wasm-size"
         ),
     }
 }

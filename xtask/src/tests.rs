@@ -6,8 +6,8 @@ use std::{env, ffi::OsString};
 use testbed::{envoy, network};
 use xshell::{Shell, cmd};
 
-/// The modules of tests that [`docker`] runs, as they take rights that not every machine gives.
-const ELSEWHERE: [&str; 2] = ["docker::", "way::"];
+/// The modules of tests that `make test-docker` and `make test-mesh` run, as they take rights that not every machine gives.
+const ELSEWHERE: [&str; 3] = ["docker::", "mesh::", "way::"];
 
 /// Builds the shipped module if it is stale and the plain one, gets Envoy and runs the tests, the ignored ones too.
 pub fn run() -> Result<()> {
@@ -55,12 +55,15 @@ pub fn docker() -> Result<()> {
 }
 
 /// Runs the tests of this module, or shows them as ignored where there is a hindrance: how many it skipped.
-fn group(module: &str, hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
+pub fn group(module: &str, hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
     let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", "it", "--"]).arg(module);
     let Some(reason) = hindrance else {
-        test().arg("--include-ignored").envs(environment.iter().map(|(name, value)| (name, value))).run()?;
+        test()
+            .args(["--include-ignored", "--show-output"])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .run()?;
         return Ok(0);
     };
     println!("{module} is skipped: {reason}");
