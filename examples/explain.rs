@@ -127,10 +127,7 @@ fn address(argument: &str, text: &str, may_lack_port: bool) -> Result<Option<End
 
 fn outcome(table: &Table, decision: Decision) -> String {
     match decision {
-        Decision::Cluster(index) => match table.clusters.get(index) {
-            Some(to) => format!("cluster {}", to.cluster),
-            None => format!("cluster of index {index}, which the table does not have"),
-        },
+        Decision::Cluster(index) => format!("cluster {}", String::from_utf8_lossy(table.name(index))),
         Decision::Action(action) => word(action).to_owned(),
         Decision::Unreadable(criterion) => {
             format!("on_error: {}, as the {} is no IP address", word(table.on_error), field(criterion))

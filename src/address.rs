@@ -7,11 +7,16 @@ use crate::cursor::Cursor;
 
 /// An IP address as the number of its IPv6 form: an IPv4 address is the IPv6 one that it is embedded in
 /// (`::ffff:10.0.0.1`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address(pub u128);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address {
+    /// The first eight bytes.
+    pub high: u64,
+    /// The last eight bytes.
+    pub low: u64,
+}
 
 /// An IP address and a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// The address.
     pub address: Address,
@@ -23,32 +28,27 @@ impl Address {
     /// The last octet of an IPv4 address, the last byte of an IPv6 one.
     #[must_use]
     pub fn last_octet(self) -> u8 {
-        let [octet, ..] = self.0.to_le_bytes();
+        let [octet, ..] = self.low.to_le_bytes();
         octet
     }
 
     /// Whether it is an IPv4 address.
     #[must_use]
     pub fn is_ipv4(self) -> bool {
-        self.0 >> 32 == 0xffff
-    }
-
-    fn from_ipv4(bits: u32) -> Self {
-        Self(0xffff_0000_0000 | u128::from(bits))
+        self.high == 0 && self.low >> 32 == 0xffff
     }
 }
 
 /// The address and port that the text stands for; none where it is anything else than an IP address and a port.
 #[must_use]
+#[inline(never)]
 pub fn parse(text: &[u8]) -> Option<Endpoint> {
     let mut text = Cursor(text);
-    let address = if text.take(b'[') {
-        let address = ipv6(&mut text)?;
-        text.take(b']').then_some(Address(address))?
-    } else {
-        Address::from_ipv4(ipv4(&mut text)?)
-    };
-    text.take(b':').then_some(())?;
+    let bracketed = text.take(b'[');
+    let (address, is_quad) = ip(&mut text)?;
+    if bracketed == is_quad || bracketed && !text.take(b']') || !text.take(b':') {
+        return None;
+    }
     let port = u16::try_from(text.number(10, 65_535)).ok()?;
     text.0.is_empty().then_some(Endpoint { address, port })
 }
@@ -57,22 +57,68 @@ pub fn parse(text: &[u8]) -> Option<Endpoint> {
 /// IPv6 form. None for an IPv6 prefix of embedded IPv4 addresses too.
 #[must_use]
 pub fn parse_cidr(text: &[u8]) -> Option<(Address, u32)> {
-    let mut rest = Cursor(text);
-    let (address, width) = match ipv4(&mut rest) {
-        Some(bits) => (Address::from_ipv4(bits), 32),
-        None => {
-            rest = Cursor(text);
-            (Address(ipv6(&mut rest)?), 128)
+    let mut text = Cursor(text);
+    let (address, is_quad) = ip(&mut text)?;
+    if !text.take(b'/') || address.is_ipv4() != is_quad {
+        return None;
+    }
+    let width = if is_quad { 32 } else { 128 };
+    let length = text.decimal(width);
+    (length <= width && text.0.is_empty()).then_some((address, length.wrapping_add(128).wrapping_sub(width)))
+}
+
+/// An IP address without brackets and zone id, and whether it is written as a dotted quad.
+#[inline(never)]
+fn ip(text: &mut Cursor<'_>) -> Option<(Address, bool)> {
+    // The groups that are written, and how many of them stand before "::", or 8 where there is none.
+    let (mut groups, mut count, mut head) = ([0; 8], 0_usize, 8);
+    while count < 8 {
+        if head == 8 && text.0.starts_with(b"::") {
+            text.bytes(2);
+            head = count;
+        } else if count > 0 && !text.take(b':') {
+            break;
         }
-    };
-    rest.take(b'/').then_some(())?;
-    let length = rest.decimal(width);
-    (length <= width && rest.0.is_empty() && address.is_ipv4() == (width == 32))
-        .then_some((address, length.wrapping_add(128).wrapping_sub(width)))
+        let start = *text;
+        let group = text.number(16, 0xffff);
+        if text.0.first() == Some(&b'.') {
+            *text = start;
+            let quad = quad(text)?;
+            if count == 0 && head == 8 {
+                return Some((Address { high: 0, low: 0xffff_0000_0000 | u64::from(quad) }, true));
+            }
+            *groups.get_mut(count)? = quad >> 16;
+            *groups.get_mut(count.wrapping_add(1))? = quad & 0xffff;
+            count = count.wrapping_add(2);
+            break; // it ends the text
+        }
+        let digits = start.0.len().wrapping_sub(text.0.len());
+        if digits == 0 && count == head {
+            break; // "::" ends the text
+        }
+        if group > 0xffff || digits > 4 {
+            return None;
+        }
+        *groups.get_mut(count)? = group;
+        count = count.wrapping_add(1);
+    }
+    // "::" stands for one group at least.
+    if (count == 8) != (head == 8) {
+        return None;
+    }
+    let mut address = Address::default();
+    for place in 0_usize..8 {
+        let tail = place.wrapping_add(count).checked_sub(8).filter(|&place| place >= head);
+        let place = if place < head { Some(place) } else { tail };
+        let group = place.and_then(|place| groups.get(place)).map_or(0, |&group| group);
+        address.high = address.high << 16 | address.low >> 48;
+        address.low = address.low << 16 | u64::from(group);
+    }
+    Some((address, false))
 }
 
 /// A dotted quad, without leading zeros.
-fn ipv4(text: &mut Cursor<'_>) -> Option<u32> {
+fn quad(text: &mut Cursor<'_>) -> Option<u32> {
     let mut address: u32 = 0;
     for place in 0..4 {
         if place > 0 && !text.take(b'.') {
@@ -81,48 +127,6 @@ fn ipv4(text: &mut Cursor<'_>) -> Option<u32> {
         address = address << 8 | u32::from(u8::try_from(text.decimal(255)).ok()?);
     }
     Some(address)
-}
-
-/// An IPv6 address without brackets and zone id.
-fn ipv6(text: &mut Cursor<'_>) -> Option<u128> {
-    // The groups since "::", all groups so far, and those before "::" with their number, or 8 where there is none.
-    let (mut address, mut groups): (u128, u32) = (0, 0);
-    let (mut head, mut head_groups) = (0, 8);
-    while groups < 8 {
-        if head_groups == 8 && text.0.starts_with(b"::") {
-            text.bytes(2);
-            (head, head_groups) = (address, groups);
-            address = 0;
-            if !text.0.first().is_some_and(u8::is_ascii_hexdigit) {
-                break;
-            }
-        } else if groups > 0 && !text.take(b':') {
-            break;
-        }
-        let start = *text;
-        if groups <= 6
-            && let Some(embedded) = ipv4(text)
-        {
-            address = address << 32 | u128::from(embedded);
-            groups = groups.wrapping_add(2);
-            break; // it ends the text
-        }
-        *text = start;
-        let group = u16::try_from(text.number(16, 0xffff)).ok()?;
-        if start.0.len().wrapping_sub(text.0.len()) > 4 {
-            return None;
-        }
-        address = address << 16 | u128::from(group);
-        groups = groups.wrapping_add(1);
-    }
-    // "::" stands for one group at least.
-    if (groups == 8) != (head_groups == 8) {
-        return None;
-    }
-    for _ in head_groups..8 {
-        head <<= 16;
-    }
-    Some(head | address)
 }
 
 #[cfg(test)]
@@ -220,9 +224,10 @@ mod tests {
 
     fn endpoint(from: SocketAddr) -> Endpoint {
         let address = match from.ip().to_canonical() {
-            IpAddr::V4(ip) => Address(ip.to_ipv6_mapped().into()),
-            IpAddr::V6(ip) => Address(ip.into()),
+            IpAddr::V4(ip) => u128::from(ip.to_ipv6_mapped()),
+            IpAddr::V6(ip) => u128::from(ip),
         };
+        let address = Address { high: (address >> 64) as u64, low: address as u64 };
         Endpoint { address, port: from.port() }
     }
 

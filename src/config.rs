@@ -3,12 +3,12 @@
 //! The shape is written down for people and editors in `schema/sluice.schema.json`.
 
 use crate::{
-    filter_state::Override,
+    filter_state,
     json::{Reader, one_of},
     line::Line,
     name,
     prefix::Prefix,
-    route::{Action, Criterion, Entry, Range, Table, Way},
+    route::{Action, Cluster, Criterion, Entry, Range, Table},
 };
 
 /// A configuration is at most this long, in bytes.
@@ -28,19 +28,23 @@ const ISTIO: &[u8] = br#"{"routes":[
 
 /// The table that a plugin configuration asks for, or what is wrong with it as a line of the log. Nothing at all means
 /// the preset `standalone`.
-#[inline(never)]
 pub fn parse(text: &[u8]) -> Result<Table, Line> {
-    let mut text = if text.is_empty() { STANDALONE } else { preset(text).unwrap_or(text) };
-    loop {
-        let mut reader = Reader::new(text);
-        let mut table = Table::default();
-        let preset = read(&mut reader, text, &mut table);
-        match (reader.into_error(), preset) {
-            (Some(error), _) => return Err(error),
-            (None, Some(preset)) => text = preset,
-            (None, None) => return Ok(table),
-        }
+    let mut table = Table::default();
+    let error = read(text, &mut table);
+    if error.bytes().is_empty() { Ok(table) } else { Err(error) }
+}
+
+/// The same, into a table that is empty: what is wrong, an empty line where nothing is.
+#[inline(never)]
+pub fn read(text: &[u8], to: &mut Table) -> Line {
+    let mut reader = Reader::new(if text.is_empty() { STANDALONE } else { text });
+    if text.len() > MAX_SIZE {
+        reader.fail("longer than 262144 bytes");
     }
+    while let Some(preset) = table(&mut reader, to) {
+        reader.begin(preset);
+    }
+    reader.into_error()
 }
 
 fn preset(name: &[u8]) -> Option<&'static [u8]> {
@@ -53,12 +57,13 @@ fn preset(name: &[u8]) -> Option<&'static [u8]> {
 
 /// Reads into the table, or gives the preset that is asked for.
 #[inline(never)]
-fn read(reader: &mut Reader<'_>, text: &[u8], to: &mut Table) -> Option<&'static [u8]> {
-    if text.len() > MAX_SIZE {
-        reader.fail("longer than 262144 bytes");
-    }
+fn table(reader: &mut Reader<'_>, to: &mut Table) -> Option<&'static [u8]> {
     if !reader.is_object() {
-        reader.fail_at(text, " is neither a preset (standalone, istio) nor a JSON object");
+        let chosen = preset(reader.rest());
+        if chosen.is_none() {
+            reader.refuse_rest(" is neither a preset (standalone, istio) nor a JSON object");
+        }
+        return chosen;
     }
     const ROUTES: usize = 0;
     const OTHERWISE: usize = 1;
@@ -71,20 +76,20 @@ fn read(reader: &mut Reader<'_>, text: &[u8], to: &mut Table) -> Option<&'static
             OTHERWISE => to.otherwise = action(reader),
             ON_ERROR => to.on_error = action(reader),
             _ => {
-                let name = reader.string();
-                chosen = preset(name.as_bytes());
+                chosen = preset(reader.string());
                 if chosen.is_none() {
-                    reader.fail_at(name.as_bytes(), " is not a preset: standalone, istio");
+                    reader.refuse(" is not a preset: standalone, istio");
                 }
             }
         }
     }
     reader.end();
-    if chosen.is_some() && scope.count > 1 {
+    if chosen.is_none() {
+        if !scope.has(ROUTES) {
+            reader.fail("routes is missing");
+        }
+    } else if scope.count > 1 {
         reader.fail("preset stands alone in its object");
-    }
-    if chosen.is_none() && !scope.has(ROUTES) {
-        reader.fail("routes is missing");
     }
     chosen
 }
@@ -99,20 +104,22 @@ fn routes(reader: &mut Reader<'_>, to: &mut Table) {
             reader.fail("one route too many: there may be 1024");
         }
         let start = to.ways.len();
-        let mut way = None;
+        let mut to_action = None;
         let mut scope = reader.object();
         while reader.field(&mut scope, &["match", "clusters", "action"]) {
             match scope.field {
                 MATCH => criteria(reader, to),
                 CLUSTERS => clusters(reader, to),
-                _ => way = Some(Way::Action(action(reader))),
+                _ => to_action = Some(action(reader)),
             }
         }
         if scope.has(CLUSTERS) == scope.has(ACTION) {
             reader.fail("not exactly one of clusters and action");
         }
-        let clusters = Way::Clusters(Range { start, end: to.ways.len() });
-        to.entries.push(Entry::End(way.unwrap_or(clusters)));
+        to.entries.push(match to_action {
+            Some(action) => Entry::Action(action),
+            None => Entry::Clusters(Range { start, end: to.ways.len() }),
+        });
     }
 }
 
@@ -126,57 +133,65 @@ fn criteria(reader: &mut Reader<'_>, to: &mut Table) {
         to.needs |= criterion.bit();
         let mut list = reader.list();
         while reader.item(&mut list) {
-            if criterion == Criterion::DestinationPorts {
-                to.entries.push(Entry::Port(reader.port()));
-                continue;
-            }
-            let text = reader.string();
-            let text = text.as_bytes();
-            if criterion == Criterion::Sni {
-                if !name::is_pattern(text) {
-                    reader.fail_at(text, " is not a server name, nor *. and one");
-                }
-                let start = to.names.len();
-                to.names.extend_from_slice(text);
-                to.entries.push(Entry::Name(Range { start, end: to.names.len() }));
-                continue;
-            }
-            match Prefix::parse(text) {
-                Some(prefix) => to.entries.push(Entry::Prefix(criterion, prefix)),
-                None => reader.fail_at(text, " is not a CIDR"),
-            }
+            let entry = match criterion {
+                Criterion::DestinationPorts => Entry::Prefix(criterion, Prefix::of_port(reader.port())),
+                Criterion::Sni => Entry::Name(server_name(reader, to)),
+                _ => match Prefix::parse(reader.string()) {
+                    Some(prefix) => Entry::Prefix(criterion, prefix),
+                    None => return reader.refuse(" is not a CIDR"),
+                },
+            };
+            to.entries.push(entry);
         }
     }
+}
+
+fn server_name(reader: &mut Reader<'_>, to: &mut Table) -> Range {
+    let start = to.texts.len();
+    to.texts.extend_from_slice(reader.string());
+    if !name::is_pattern(reader.text()) {
+        reader.refuse(" is not a server name, nor *. and one");
+    }
+    Range { start, end: to.texts.len() }
 }
 
 #[inline(never)]
 fn clusters(reader: &mut Reader<'_>, to: &mut Table) {
     let mut list = reader.list();
     while reader.item(&mut list) {
-        let name = reader.string();
-        if name.is_empty() {
+        if reader.string().is_empty() {
             reader.fail("an empty name");
         }
         if list.count > MAX_CLUSTERS {
             reader.fail("one cluster too many: a last octet reaches 256");
         }
-        let index = to.clusters.iter().position(|known| known.cluster == name).unwrap_or(to.clusters.len());
-        if index == to.clusters.len() {
-            to.clusters.push(Override::new(name));
+        let index = cluster(reader.text(), to);
+        if index >= MAX_ROUTES {
+            reader.fail("one cluster too many: a table may name 1024");
         }
-        match u16::try_from(index) {
-            Ok(index) if usize::from(index) < MAX_ROUTES => to.ways.push(index),
-            _ => reader.fail("one cluster too many: a table may name 1024"),
-        }
+        to.ways.push(index);
     }
 }
 
+/// The index of the cluster of this name, which becomes the last one where it is not there.
+fn cluster(name: &[u8], to: &mut Table) -> usize {
+    let count = to.clusters.len();
+    if let Some(index) = (0..count).find(|&index| to.name(index) == name) {
+        return index;
+    }
+    let start = to.texts.len();
+    filter_state::encode(name, &mut to.texts);
+    let end = to.texts.len();
+    let start_of_name = end.wrapping_sub(name.len());
+    to.clusters.push(Cluster { message: Range { start, end }, name: Range { start: start_of_name, end } });
+    count
+}
+
 fn action(reader: &mut Reader<'_>) -> Action {
-    let text = reader.string();
-    match one_of(&["continue", "deny"], text.as_bytes()) {
+    match one_of(&["continue", "deny"], reader.string()) {
         0 => return Action::Continue,
         1 => {}
-        _ => reader.fail_at(text.as_bytes(), " is neither continue nor deny"),
+        _ => reader.refuse(" is neither continue nor deny"),
     }
     Action::Deny
 }
@@ -304,7 +319,7 @@ mod tests {
             for name in [name, escaped] {
                 let text = serde_json::json!({"routes": [{"clusters": [name]}]}).to_string();
                 let table = parse(text.as_bytes()).unwrap();
-                proptest::prop_assert_eq!(&table.clusters[0].cluster, &name);
+                proptest::prop_assert_eq!(table.name(0), name.as_bytes());
             }
         }
 
@@ -312,8 +327,8 @@ mod tests {
         fn escapes_are_read_as_serde_reads_them(escapes in r#"(\\["\\/bfnrtu]|\\u[dD][89a-fA-F][0-9a-f]{2}|\\u[0-9a-f]{4}|[a-z]){1,8}"#) {
             let text = format!(r#"{{"routes":[{{"clusters":["{escapes}"]}}]}}"#);
             let theirs = serde_json::from_str::<serde_json::Value>(&text).ok();
-            let theirs = theirs.map(|value| String::from(value["routes"][0]["clusters"][0].as_str().unwrap()));
-            let ours = parse(text.as_bytes()).ok().map(|table| table.clusters[0].cluster.clone());
+            let theirs = theirs.map(|value| value["routes"][0]["clusters"][0].as_str().unwrap().as_bytes().to_vec());
+            let ours = parse(text.as_bytes()).ok().map(|table| table.name(0).to_vec());
             proptest::prop_assert_eq!(ours, theirs, "{}", text);
         }
     }

@@ -33,6 +33,14 @@ impl<'a> Cursor<'a> {
         taken
     }
 
+    /// Goes past JSON's white space.
+    #[inline(never)]
+    pub fn space(&mut self) {
+        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.0 {
+            self.0 = rest;
+        }
+    }
+
     /// The number that the next digits are; [`u32::MAX`] where there are none, or it is above the limit.
     #[inline(never)]
     pub fn number(&mut self, radix: u32, limit: u32) -> u32 {

@@ -9,13 +9,13 @@ use crate::{
     filter::{self, Plugin},
     host::{self, SingleThread},
 };
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use core::cell::{RefCell, RefMut};
 
-/// A root context of the host's, which has one plugin configuration.
+/// A root context of the host's, which has one plugin configuration; one that is gone has the number 0, which is none.
 struct Root {
     context: u32,
-    plugin: Option<Plugin>,
+    plugin: Option<Box<Plugin>>,
 }
 
 struct Module {
@@ -51,24 +51,21 @@ extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
     if parent != 0 {
         module.stream = (context, parent);
     } else if module.root(context).is_none() {
-        module.roots.push(Root { context, plugin: None });
+        match module.root(0) {
+            Some(gone) => gone.context = context,
+            None => module.roots.push(Root { context, plugin: None }),
+        }
     }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
+    let Some(mut module) = module() else { return false };
+    let Some(root) = module.root(context) else { return false };
     // What is refused leaves the plugin that is there.
-    let plugin = Plugin::configure(size);
-    let configured = plugin.is_some();
-    if let Some(mut module) = module()
-        && let Some(root) = module.root(context)
-    {
-        if configured {
-            root.plugin = plugin;
-        }
-        return configured;
-    }
-    false
+    let Some(plugin) = Plugin::configure(size) else { return false };
+    root.plugin = Some(plugin);
+    true
 }
 
 #[unsafe(no_mangle)]
@@ -76,14 +73,14 @@ extern "C" fn proxy_on_new_connection(context: u32) -> u32 {
     let Some(mut module) = module() else { return filter::STOP };
     let (stream, parent) = core::mem::take(&mut module.stream);
     let root = if stream == context { module.root(parent) } else { None };
-    filter::on_new_connection(root.and_then(|root| root.plugin.as_ref()))
+    filter::on_new_connection(root.and_then(|root| root.plugin.as_deref()))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_delete(context: u32) {
     let Some(mut module) = module() else { return };
-    if let Some(index) = module.roots.iter().position(|root| root.context == context) {
-        module.roots.swap_remove(index);
+    if let Some(root) = module.root(context) {
+        *root = Root { context: 0, plugin: None };
     }
 }
 

@@ -2,138 +2,150 @@
 //! the override. Decides nothing itself.
 
 use crate::{
-    address::{self, Endpoint},
-    config,
+    address, config,
     filter_state::FOREIGN_FUNCTION,
-    host::{self, Counter, Level, Status},
+    host::{self, Level, Property, Status},
     line::Line,
     route::{Action, Connection, Criterion, Decision, Table},
 };
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 /// What the proxy does with a connection after `on_new_connection`: the next filter.
 pub const CONTINUE: u32 = 0;
 /// What the proxy does with a connection after `on_new_connection`: nothing more.
 pub const STOP: u32 = 1;
 
-/// The counters of a plugin beside those of its clusters.
+/// The counters of a plugin beside those of its clusters; the first two are the actions.
 const OUTCOMES: [&str; 4] = ["continued", "denied", "unreadable", "host_errors"];
-const CONTINUED: usize = 0;
-const DENIED: usize = 1;
 const UNREADABLE: usize = 2;
 const HOST_ERRORS: usize = 3;
 
 /// A configuration in force.
+#[derive(Default)]
 pub struct Plugin {
     table: Table,
     /// Of the table's clusters, one each, then of the outcomes.
-    counters: Vec<Counter>,
+    counters: Vec<usize>,
 }
 
 impl Plugin {
     /// The plugin that the configuration of this size asks for; none if it is refused, and then the log says why.
     #[inline(never)]
-    pub fn configure(size: usize) -> Option<Self> {
-        match load(size) {
-            Ok(table) => {
-                let mut counters = Vec::new();
-                for to in &table.clusters {
-                    counters.push(Counter::define("routed.", &to.cluster));
-                }
-                for outcome in &OUTCOMES {
-                    counters.push(Counter::define("", outcome));
-                }
-                Some(Self { table, counters })
-            }
-            Err(line) => {
-                host::log(Level::Error, &line);
-                None
-            }
+    pub fn configure(size: usize) -> Option<Box<Self>> {
+        let mut plugin = Box::<Self>::default();
+        let error = load(size, &mut plugin.table);
+        if !error.bytes().is_empty() {
+            host::log(Level::Error, &error);
+            return None;
         }
+        let Self { table, counters } = plugin.as_mut();
+        for cluster in 0..table.clusters.len() {
+            counters.push(host::define_counter(b"routed.", table.name(cluster)));
+        }
+        for outcome in &OUTCOMES {
+            counters.push(host::define_counter(b"", outcome.as_bytes()));
+        }
+        Some(plugin)
     }
 
     #[inline(never)]
     fn route(&self) -> Action {
-        let source = Property::read(true, "source.address", b"source\0address");
-        let needed = self.table.needs_destination();
-        let destination = Property::read(needed, "destination.address", b"destination\0address");
+        let source = property(true, b"source\0address");
+        let destination = property(self.table.needs_destination(), b"destination\0address");
         // Without TLS, or without a listener filter that looks for it, there is no name, and no route with names matches.
-        let needed = self.table.needs & Criterion::Sni.bit() != 0;
-        let name = Property::read(needed, "", b"connection\0requested_server_name");
+        let name = property(self.table.needs & Criterion::Sni.bit() != 0, b"connection\0requested_server_name");
         let decision = self.table.decide(&Connection {
-            source: source.address(),
-            destination: destination.address(),
-            name: name.value.as_deref().unwrap_or_default(),
+            source: address::parse(&source.value),
+            destination: address::parse(&destination.value),
+            name: &name.value,
         });
-        let mut taken = Ok(());
-        let (failure, own) = match decision {
+        let mut status = Status::OK;
+        let (failed, action) = match decision {
+            Decision::Action(action) => (false, Some(action)),
+            Decision::Unreadable(_) => {
+                self.count_outcome(UNREADABLE);
+                (true, Some(self.table.on_error))
+            }
             Decision::Cluster(index) => {
-                taken = self.take(index);
-                if taken.is_ok() { (None, None) } else { (Some(HOST_ERRORS), Some(self.table.on_error)) }
+                status = host::call_foreign_function(FOREIGN_FUNCTION, self.table.message(index));
+                if status == Status::OK {
+                    self.count(index);
+                    (false, None)
+                } else {
+                    self.count_outcome(HOST_ERRORS);
+                    (true, Some(self.table.on_error))
+                }
             }
-            Decision::Unreadable(_) => (Some(UNREADABLE), Some(self.table.on_error)),
-            Decision::Action(action) => (None, Some(action)),
         };
-        if let Some(failure) = failure {
-            self.count(self.table.clusters.len().wrapping_add(failure));
+        if let Some(action) = action {
+            self.count_outcome(action as usize);
         }
-        if let Some(action) = own {
-            let outcome = if action == Action::Continue { CONTINUED } else { DENIED };
-            self.count(self.table.clusters.len().wrapping_add(outcome));
-        }
-        let level = if failure.is_some() { Level::Warn } else { Level::Debug };
-        if failure.is_some() || host::logs(level) {
-            let of_destination = decision == Decision::Unreadable(Criterion::Destination);
-            let property = if of_destination { &destination } else { &source };
-            let mut line = property.line();
-            if let Decision::Cluster(index) = decision {
-                line.text(if failure.is_none() { " takes " } else { " cannot take " });
-                line.quoted(self.table.clusters.get(index).map_or(b"", |to| to.cluster.as_bytes()));
-            }
-            if let Err(status) = taken {
-                status.end(&mut line);
-            }
-            if failure == Some(UNREADABLE) && property.value.is_ok() {
-                line.text(" is no IP address and port");
-            }
-            line.text(match own {
-                None => "",
-                Some(Action::Continue) => ", tcp_proxy's own cluster stays",
-                Some(Action::Deny) => ", connection closed",
-            });
+        let level = if failed { Level::Warn } else { Level::Debug };
+        if failed || host::logs(level) {
+            let line = if decision == Decision::Unreadable(Criterion::Destination) {
+                self.line("destination.address", &destination, decision, status, action)
+            } else {
+                self.line("source.address", &source, decision, status, action)
+            };
             host::log(level, &line);
         }
-        own.unwrap_or(Action::Continue)
+        action.unwrap_or_default()
     }
 
-    /// Overrides the cluster with that of this index of the table's.
-    fn take(&self, index: usize) -> Result<(), Status> {
-        // An index that the table gave stands for a cluster; the message of none is one that the host refuses.
-        let message = self.table.clusters.get(index).map_or(&[][..], |to| to.message.as_slice());
-        host::call_foreign_function(FOREIGN_FUNCTION, message)?;
-        self.count(index);
-        Ok(())
+    /// What becomes of a connection with this property; the action is none where a cluster of ours is taken.
+    #[inline(never)]
+    fn line(&self, name: &str, of: &Property, decision: Decision, status: Status, action: Option<Action>) -> Line {
+        let mut line = Line::new(name);
+        if of.status == Status::OK {
+            line.text(" ").quoted(&of.value);
+        } else {
+            of.status.end(line.text(" not given"));
+        }
+        match decision {
+            Decision::Cluster(index) => {
+                line.text(if action.is_none() { " takes " } else { " cannot take " }).quoted(self.table.name(index));
+                status.end(&mut line);
+            }
+            Decision::Unreadable(_) if of.status == Status::OK => {
+                line.text(" is no IP address and port");
+            }
+            _ => {}
+        }
+        line.text(match action {
+            None => "",
+            Some(Action::Continue) => ", tcp_proxy's own cluster stays",
+            Some(Action::Deny) => ", connection closed",
+        });
+        line
     }
 
+    fn count_outcome(&self, outcome: usize) {
+        self.count(self.table.clusters.len().wrapping_add(outcome));
+    }
+
+    #[inline(never)]
     fn count(&self, index: usize) {
-        if let Some(counter) = self.counters.get(index) {
-            counter.increment();
+        if let Some(&counter) = self.counters.get(index) {
+            host::count(counter);
         }
     }
 }
 
-fn load(size: usize) -> Result<Table, Line> {
-    let mut line = Line::new("plugin configuration: ");
+/// Reads the configuration into an empty table: what is wrong, an empty line where nothing is.
+fn load(size: usize, to: &mut Table) -> Line {
     // Nothing is there to be read where the size is 0.
-    let text = if size == 0 { Ok(Vec::new()) } else { host::plugin_configuration(size) };
-    match text {
-        Ok(text) if text.len() == size => return config::parse(&text),
-        Ok(text) => {
-            line.number(text.len()).text(" bytes of ").number(size).text(" read");
-        }
-        Err(status) => status.end(line.text("cannot be read")),
+    let Property { value: text, status } =
+        if size == 0 { Property { value: Vec::new(), status: Status::OK } } else { host::plugin_configuration(size) };
+    if status == Status::OK && text.len() == size {
+        return config::read(&text, to);
     }
-    Err(line)
+    let mut line = Line::new("plugin configuration: ");
+    if status == Status::OK {
+        line.number(text.len()).text(" bytes of ").number(size).text(" read");
+    } else {
+        status.end(line.text("cannot be read"));
+    }
+    line
 }
 
 /// Routes or closes the connection that the host is at; where there is no plugin to say which, it is closed.
@@ -154,30 +166,8 @@ pub fn on_new_connection(plugin: Option<&Plugin>) -> u32 {
     }
 }
 
-/// A property of the connection.
-struct Property {
-    name: &'static str,
-    value: Result<Vec<u8>, Status>,
-}
-
-impl Property {
-    /// Reads it if it is needed; else it is empty.
-    fn read(needed: bool, name: &'static str, path: &[u8]) -> Self {
-        Self { name, value: if needed { host::property(path) } else { Ok(Vec::new()) } }
-    }
-
-    fn address(&self) -> Option<Endpoint> {
-        address::parse(self.value.as_ref().ok()?)
-    }
-
-    fn line(&self) -> Line {
-        let mut line = Line::new(self.name);
-        match &self.value {
-            Ok(value) => {
-                line.text(" ").quoted(value);
-            }
-            Err(status) => status.end(line.text(" not given")),
-        }
-        line
-    }
+/// The property at a path of the connection's; empty where it is not needed.
+#[inline(never)]
+fn property(needed: bool, path: &[u8]) -> Property {
+    if needed { host::property(path) } else { Property { value: Vec::new(), status: Status::OK } }
 }

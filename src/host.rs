@@ -54,6 +54,7 @@ unsafe impl GlobalAlloc for Allocator {
         start as *mut u8
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let Some(list) = self.free.get(Self::block(layout).trailing_zeros() as usize) {
             // SAFETY: the block is large enough for an address, and nobody's any more.
@@ -90,34 +91,46 @@ const COUNTER: u32 = 0;
 /// The stream between the client and the proxy.
 const DOWNSTREAM: u32 = 2;
 
-/// A status other than `OK`, as the host gave it.
-#[derive(Clone, Copy)]
+/// A status, as the host gave it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct Status(u32);
 
 impl Status {
-    const OK: u32 = 0;
+    /// The call did what it was asked for.
+    pub const OK: Self = Self(0);
 
-    /// Appends the status to a line.
+    /// Appends the status to a line if it is another than `OK`.
     pub fn end(self, line: &mut Line) {
-        line.text(": host status ").number(self.0 as usize);
+        if self != Self::OK {
+            line.text(": host status ").number(self.0 as usize);
+        }
     }
+}
+
+/// What the host knows, and with which status it gave it; empty where that is not `OK`.
+pub struct Property {
+    /// The bytes.
+    pub value: Vec<u8>,
+    /// The call's status.
+    pub status: Status,
 }
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
-    fn proxy_log(level: u32, message: *const u8, message_size: usize) -> u32;
-    fn proxy_get_log_level(level: *mut u32) -> u32;
-    fn proxy_get_property(path: *const u8, path_size: usize, value: *mut *mut u8, value_size: *mut usize) -> u32;
+    fn proxy_log(level: u32, message: *const u8, message_size: usize) -> Status;
+    fn proxy_get_log_level(level: *mut u32) -> Status;
+    fn proxy_get_property(path: *const u8, path_size: usize, value: *mut *mut u8, value_size: *mut usize) -> Status;
     fn proxy_get_buffer_bytes(
         buffer: u32,
         start: usize,
         max_size: usize,
         value: *mut *mut u8,
         value_size: *mut usize,
-    ) -> u32;
-    fn proxy_close_stream(stream: u32) -> u32;
-    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
-    fn proxy_increment_metric(id: u32, by: i64) -> u32;
+    ) -> Status;
+    fn proxy_close_stream(stream: u32) -> Status;
+    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut usize) -> Status;
+    fn proxy_increment_metric(id: usize, by: i64) -> Status;
     fn proxy_call_foreign_function(
         name: *const u8,
         name_size: usize,
@@ -125,28 +138,28 @@ unsafe extern "C" {
         arguments_size: usize,
         results: *mut *mut u8,
         results_size: *mut usize,
-    ) -> u32;
+    ) -> Status;
 }
 
 /// The property at a path, whose segments end in NUL bytes but for the last.
-pub fn property(path: &[u8]) -> Result<Vec<u8>, Status> {
+pub fn property(path: &[u8]) -> Property {
     let mut given = Given::default();
     // SAFETY: the path is readable for its length, and the host writes an address and a size.
     let status = unsafe { proxy_get_property(path.as_ptr(), path.len(), &raw mut given.data, &raw mut given.size) };
-    given.bytes(status)
+    Property { value: given.bytes(), status }
 }
 
 /// The plugin configuration, of the size that `on_configure` was told.
-pub fn plugin_configuration(size: usize) -> Result<Vec<u8>, Status> {
+pub fn plugin_configuration(size: usize) -> Property {
     let mut given = Given::default();
     // SAFETY: the host writes an address and a size.
     let status =
         unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, &raw mut given.data, &raw mut given.size) };
-    given.bytes(status)
+    Property { value: given.bytes(), status }
 }
 
 /// Calls a function that the proxy knows by name; what it returns is dropped.
-pub fn call_foreign_function(name: &[u8], arguments: &[u8]) -> Result<(), Status> {
+pub fn call_foreign_function(name: &[u8], arguments: &[u8]) -> Status {
     let mut results = Given::default();
     // SAFETY: name and arguments are readable for their lengths, and the host writes an address and a size.
     let status = unsafe {
@@ -159,7 +172,8 @@ pub fn call_foreign_function(name: &[u8], arguments: &[u8]) -> Result<(), Status
             &raw mut results.size,
         )
     };
-    results.bytes(status).map(drop)
+    drop(results.bytes());
+    status
 }
 
 /// Writes a line to the proxy's log. A log that cannot be written is nowhere to be reported, so its status is dropped.
@@ -177,35 +191,34 @@ pub fn logs(level: Level) -> bool {
     status == Status::OK && lowest <= level as u32
 }
 
-/// A counter in the proxy's statistics.
-pub struct Counter(Option<u32>);
+/// No id of a counter: a host would have to define four thousand million metrics before.
+const NO_COUNTER: usize = usize::MAX;
 
-impl Counter {
-    /// The counter of this kind and name, which all of that name share; it counts nothing where the host refuses it, and
-    /// then the log says so.
-    pub fn define(kind: &str, outcome: &str) -> Self {
-        let mut id = 0;
-        let mut name = Vec::new();
-        for part in ["sluice.", kind, outcome] {
-            name.extend_from_slice(part.as_bytes());
-        }
-        // SAFETY: the name is readable for its length, and the host writes four bytes to the address of a u32.
-        let status = unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &raw mut id) };
-        if status == Status::OK {
-            return Self(Some(id));
-        }
+/// The id of the counter of this kind and name in the proxy's statistics, which all of that name share. Where the host
+/// refuses it the log says so, and the id counts nothing.
+#[inline(never)]
+pub fn define_counter(kind: &[u8], outcome: &[u8]) -> usize {
+    let mut id = 0;
+    let mut name = Vec::new();
+    name.extend_from_slice(b"sluice.");
+    name.extend_from_slice(kind);
+    name.extend_from_slice(outcome);
+    // SAFETY: the name is readable for its length, and the host writes four bytes to the address of a usize.
+    let status = unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &raw mut id) };
+    if status != Status::OK {
         let mut line = Line::new("counter ");
-        Status(status).end(line.quoted(&name).text(" refused"));
+        status.end(line.quoted(&name).text(" refused"));
         log(Level::Warn, &line);
-        Self(None)
+        id = NO_COUNTER;
     }
+    id
+}
 
-    /// Counts one. A host that refuses what it has defined leaves nothing to be done, so its status is dropped.
-    pub fn increment(&self) {
-        if let Some(id) = self.0 {
-            // SAFETY: the call touches none of our memory.
-            unsafe { proxy_increment_metric(id, 1) };
-        }
+/// Counts one. A host that refuses what it has defined leaves nothing to be done, so its status is dropped.
+pub fn count(counter: usize) {
+    if counter != NO_COUNTER {
+        // SAFETY: the call touches none of our memory.
+        unsafe { proxy_increment_metric(counter, 1) };
     }
 }
 
@@ -246,16 +259,14 @@ impl Default for Given {
 }
 
 impl Given {
-    /// It, or the status of the call; what was handed over is freed then.
+    /// It, ours to free.
     #[inline(never)]
-    fn bytes(self, status: u32) -> Result<Vec<u8>, Status> {
-        let bytes = if self.data.is_null() || self.size == 0 {
-            Vec::new()
-        } else {
-            // SAFETY: a host allocates what it hands over by the `malloc` export, ours or the SDK's, with the layout of
-            // so many bytes, and leaves it to us.
-            unsafe { Vec::from_raw_parts(self.data, self.size, self.size) }
-        };
-        if status == Status::OK { Ok(bytes) } else { Err(Status(status)) }
+    fn bytes(self) -> Vec<u8> {
+        if self.data.is_null() || self.size == 0 {
+            return Vec::new();
+        }
+        // SAFETY: a host allocates what it hands over by the `malloc` export, ours or the SDK's, with the layout of
+        // so many bytes, and leaves it to us.
+        unsafe { Vec::from_raw_parts(self.data, self.size, self.size) }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     cursor::Cursor,
     line::{Line, append_decimal},
 };
-use alloc::{string::String, vec::Vec};
+use alloc::vec::Vec;
 
 /// Strings, keys among them, are at most this long, in bytes.
 pub const MAX_STRING: usize = 1_024;
@@ -34,8 +34,8 @@ pub struct Reader<'a> {
     rest: Cursor<'a>,
     is_struct: bool,
     path: Vec<u8>,
+    text: Vec<u8>,
     error: Line,
-    failed: bool,
 }
 
 /// An object or a list that is being read.
@@ -58,61 +58,88 @@ impl Scope {
     }
 }
 
+const NO_ESCAPE: &str = "an escape that JSON does not have";
+
 fn bit(field: usize) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "there are few fields")]
     1_u32.wrapping_shl(field as u32)
 }
 
 impl<'a> Reader<'a> {
-    /// From the start of the text.
+    /// From the start of the document.
     #[must_use]
     pub fn new(document: &'a [u8]) -> Self {
+        let (path, text, error) = (Vec::new(), Vec::new(), Line::default());
+        let mut reader = Self { rest: Cursor(b""), is_struct: false, path, text, error };
+        reader.begin(document);
+        reader
+    }
+
+    /// Reads another document; an error stays.
+    pub fn begin(&mut self, document: &'a [u8]) {
         // Every entry of a struct has a value, whose tag no JSON holds anywhere.
         #[expect(clippy::manual_contains, reason = "its search for a byte is larger in the module")]
         let is_struct = document.first() == Some(&tag::ENTRY) && document.iter().any(|&byte| byte == tag::VALUE);
-        let error = Line::new("plugin configuration: ");
-        Self { rest: Cursor(document), is_struct, path: Vec::new(), error, failed: false }
+        self.is_struct = is_struct;
+        self.rest = Cursor(document);
+        self.path.clear();
     }
 
     /// Whether an object begins here.
     #[must_use]
-    pub fn is_object(&mut self) -> bool {
-        self.space();
-        self.is_struct || self.rest.0.first() == Some(&b'{')
+    pub fn is_object(&self) -> bool {
+        let mut rest = self.rest;
+        rest.space();
+        self.is_struct || rest.0.first() == Some(&b'{')
     }
 
-    /// What was wrong first, and where, as a line of the log; none where nothing was.
+    /// What was wrong first, and where, as a line of the log; an empty one where nothing was.
     #[must_use]
-    pub fn into_error(self) -> Option<Line> {
-        self.failed.then_some(self.error)
+    pub fn into_error(self) -> Line {
+        self.error
+    }
+
+    fn failed(&self) -> bool {
+        !self.error.bytes().is_empty()
     }
 
     /// Fails at the value that is being read.
     pub fn fail(&mut self, what: &str) {
-        if self.fails() {
-            self.error.text(what);
-        }
+        self.fails(false, what);
     }
 
-    /// Fails at the value that is being read, because of this text.
-    pub fn fail_at(&mut self, text: &[u8], what: &str) {
-        if self.fails() {
-            self.error.quoted(text).text(what);
-        }
+    /// Fails because of the text that was read last.
+    pub fn refuse(&mut self, what: &str) {
+        self.fails(true, what);
     }
 
-    /// Whether this is the first error.
+    /// All that is left to be read.
+    #[must_use]
+    pub fn rest(&self) -> &[u8] {
+        self.rest.0
+    }
+
+    /// Fails because of all that is left to be read.
+    pub fn refuse_rest(&mut self, what: &str) {
+        self.text.clear();
+        self.text.extend_from_slice(self.rest.0);
+        self.refuse(what);
+    }
+
     #[inline(never)]
-    fn fails(&mut self) -> bool {
-        if self.failed {
-            return false;
+    fn fails(&mut self, because_of_text: bool, what: &str) {
+        if self.failed() {
+            return;
         }
-        self.failed = true;
         self.rest = Cursor(b"");
+        self.error = Line::new("plugin configuration: ");
         if !self.path.is_empty() {
             self.error.ascii(&self.path).text(": ");
         }
-        true
+        if because_of_text {
+            self.error.quoted(&self.text);
+        }
+        self.error.text(what);
     }
 
     /// Begins an object.
@@ -141,23 +168,22 @@ impl<'a> Reader<'a> {
         if !self.next(scope, b'}') {
             return false;
         }
-        let name = self.text(tag::ENTRY);
-        let name = name.as_bytes();
-        scope.field = one_of(names, name);
+        self.read_text(tag::ENTRY);
+        scope.field = one_of(names, &self.text);
         if scope.field == names.len() {
-            self.fail_at(name, " is not a field here");
+            self.refuse(" is not a field here");
         }
         if scope.path > 0 {
             self.path.push(b'.');
         }
-        self.path.extend_from_slice(name);
+        self.path.extend_from_slice(&self.text);
         if scope.has(scope.field) {
             self.fail("given twice");
         }
         scope.seen |= bit(scope.field);
         self.expect(b':', tag::VALUE, "no colon after the field's name");
         self.after_chunk();
-        !self.failed
+        !self.failed()
     }
 
     /// Whether the list has another item.
@@ -179,7 +205,7 @@ impl<'a> Reader<'a> {
     fn next(&mut self, scope: &mut Scope, end: u8) -> bool {
         self.path.truncate(scope.path);
         let ends = if self.is_struct { self.rest.0.len() <= scope.after } else { self.take(end) };
-        if ends || self.failed {
+        if ends || self.failed() {
             return false;
         }
         if scope.count > 0 || self.is_struct {
@@ -187,84 +213,82 @@ impl<'a> Reader<'a> {
             self.after_chunk();
         }
         scope.count = scope.count.wrapping_add(1);
-        !self.failed
+        !self.failed()
     }
 
     /// A string, its escapes resolved.
-    pub fn string(&mut self) -> String {
-        self.text(tag::STRING)
+    #[inline(always)]
+    pub fn string(&mut self) -> &[u8] {
+        self.read_text(tag::STRING);
+        &self.text
+    }
+
+    /// The string that was read last.
+    #[must_use]
+    pub fn text(&self) -> &[u8] {
+        &self.text
     }
 
     #[inline(never)]
-    fn text(&mut self, tag: u8) -> String {
-        let mut string = String::new();
+    fn read_text(&mut self, tag: u8) {
+        self.text.clear();
         self.expect(b'"', tag, "not a string");
         let after = self.after_chunk();
-        while !self.failed {
-            if self.is_struct && self.rest.0.len() <= after {
-                return string;
+        while !self.failed() {
+            let ends = if self.is_struct { self.rest.0.len() <= after } else { self.rest.take(b'"') };
+            if ends {
+                break;
             }
-            let (letter, wrong) = match self.rest.byte() {
-                byte if self.is_struct || byte >= 0x80 => (self.letter(byte), "not UTF-8"),
-                b'"' => return string,
-                b'\\' => (self.escape(), "an escape that JSON does not have"),
-                0..b' ' => (None, "a string that does not end, or a control character in it"),
-                byte => (Some(char::from(byte)), ""),
-            };
-            match letter {
-                Some(letter) => string.push(letter),
-                None => self.fail(wrong),
+            let byte = self.rest.byte();
+            if byte == b'\\' && !self.is_struct {
+                self.escape();
+            } else if byte < b' ' && !self.is_struct {
+                self.fail("a string that does not end, or a control character in it");
+            } else {
+                self.text.push(byte);
             }
-            if string.len() > MAX_STRING {
+            if self.text.len() > MAX_STRING {
                 self.fail("longer than 1024 bytes");
             }
         }
-        string
-    }
-
-    /// The letter that begins with this byte (RFC 3629).
-    #[inline(never)]
-    fn letter(&mut self, first: u8) -> Option<char> {
-        let ones = first.leading_ones();
-        let least = match ones {
-            0 => return Some(char::from(first)),
-            2 => 0x80,
-            3 => 0x800,
-            4 => 0x1_0000,
-            _ => return None,
-        };
-        let mut letter = u32::from(first) & 0x7f_u32.wrapping_shr(ones);
-        for _ in 1..ones {
-            let byte = u32::from(self.rest.byte());
-            if byte >> 6 != 2 {
-                return None;
-            }
-            letter = letter << 6 | byte & 0x3f;
+        if !is_utf8(&self.text) {
+            self.fail("not UTF-8");
         }
-        char::from_u32(letter).filter(|_| letter >= least)
     }
 
+    /// Resolves the escape after a backslash.
     #[inline(never)]
-    fn escape(&mut self) -> Option<char> {
-        Some(match self.rest.byte() {
-            byte @ (b'"' | b'\\' | b'/') => char::from(byte),
-            b'b' => '\x08',
-            b'f' => '\x0c',
-            b'n' => '\n',
-            b'r' => '\r',
-            b't' => '\t',
-            b'u' => {
-                let mut letter = self.unit();
-                if letter >> 10 == 0xd800 >> 10 && self.rest.take(b'\\') && self.rest.take(b'u') {
-                    let second = self.unit();
-                    if second >> 10 == 0xdc00 >> 10 {
-                        letter = ((letter & 0x3ff) << 10 | second & 0x3ff).wrapping_add(0x1_0000);
-                    }
-                }
-                return char::from_u32(letter); // none for half of a pair
+    fn escape(&mut self) {
+        let letter = self.rest.byte();
+        if letter == b'u' {
+            return self.unicode_escape();
+        }
+        let place = b"\"\\/bfnrt".iter().position(|&known| known == letter);
+        match place.and_then(|place| b"\"\\/\x08\x0c\n\r\t".get(place)) {
+            Some(&byte) => self.text.push(byte),
+            None => self.fail(NO_ESCAPE),
+        }
+    }
+
+    /// Appends the letter in one unit of UTF-16 or two, as UTF-8.
+    fn unicode_escape(&mut self) {
+        let mut letter = self.unit();
+        if letter >> 10 == 0xd800 >> 10 && self.rest.take(b'\\') && self.rest.take(b'u') {
+            let second = self.unit();
+            if second >> 10 == 0xdc00 >> 10 {
+                letter = ((letter & 0x3ff) << 10 | second & 0x3ff).wrapping_add(0x1_0000);
             }
-            _ => return None,
-        })
+        }
+        let ones = leading_ones(letter);
+        if ones == 1 {
+            return self.fail(NO_ESCAPE); // half of a pair
+        }
+        let mut bits = ones.saturating_sub(1).wrapping_mul(6);
+        self.text.push(low_byte(!0xff_u32.wrapping_shr(ones) | letter >> bits));
+        while bits > 0 {
+            bits = bits.wrapping_sub(6);
+            self.text.push(low_byte(letter >> bits & 0x3f | 0x80));
+        }
     }
 
     /// A unit of UTF-16 in four hexadecimal digits; no letter's number where it is not that.
@@ -278,8 +302,7 @@ impl<'a> Reader<'a> {
     /// A port: a number from 1 to 65535, without sign, fraction and exponent.
     #[inline(never)]
     pub fn port(&mut self) -> u16 {
-        let mut digits = Vec::new();
-        self.space();
+        self.text.clear();
         if self.is_struct {
             self.expect(0, tag::NUMBER, "not a whole number");
             let bytes = self.rest.bytes(8).and_then(|bytes| bytes.try_into().ok());
@@ -289,20 +312,21 @@ impl<'a> Reader<'a> {
             if f64::from(whole) != number {
                 self.fail("not a whole number");
             }
-            append_decimal(&mut digits, whole as usize);
+            append_decimal(&mut self.text, whole as usize);
         } else {
+            self.rest.space();
             while let [digit @ b'0'..=b'9', ..] = self.rest.0 {
-                digits.push(*digit);
+                self.text.push(*digit);
                 self.rest.byte();
             }
-            if matches!((digits.as_slice(), self.rest.0), ([] | [b'0', _, ..], _) | (_, [b'.' | b'e' | b'E', ..])) {
+            if matches!((self.text.as_slice(), self.rest.0), ([] | [b'0', _, ..], _) | (_, [b'.' | b'e' | b'E', ..])) {
                 self.fail("not a whole number");
             }
         }
-        match u16::try_from(Cursor(&digits).number(10, 65_535)) {
+        match u16::try_from(Cursor(&self.text).number(10, 65_535)) {
             Ok(port) if port > 0 => port,
             _ => {
-                self.fail_at(&digits, " is not a port");
+                self.refuse(" is not a port");
                 0
             }
         }
@@ -310,11 +334,12 @@ impl<'a> Reader<'a> {
 
     /// Fails where anything but white space is left.
     pub fn end(&mut self) {
-        self.space();
-        let rest = self.rest.0;
-        if !rest.is_empty() {
+        if !self.is_struct {
+            self.rest.space();
+        }
+        if !self.rest.0.is_empty() {
             self.path.clear();
-            self.fail_at(rest, " after the end of the object");
+            self.refuse_rest(" after the end of the object");
         }
     }
 
@@ -348,17 +373,48 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, wanted: u8) -> bool {
-        self.space();
+        self.rest.space();
         self.rest.take(wanted)
     }
+}
 
-    fn space(&mut self) {
-        while !self.is_struct
-            && let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = self.rest.0
-        {
-            self.rest.0 = rest;
+/// Whether the text is UTF-8 (RFC 3629).
+#[inline(never)]
+fn is_utf8(text: &[u8]) -> bool {
+    let mut rest = Cursor(text);
+    while !rest.0.is_empty() {
+        let first = rest.byte();
+        let ones = first.leading_ones();
+        let mut letter = u32::from(first) & 0x7f_u32.wrapping_shr(ones);
+        for _ in 1..ones {
+            let byte = u32::from(rest.byte());
+            if byte >> 6 != 2 {
+                return false;
+            }
+            letter = letter << 6 | byte & 0x3f;
+        }
+        if ones != leading_ones(letter) {
+            return false;
         }
     }
+    true
+}
+
+/// With how many ones the first byte of this letter begins in UTF-8; 1, which no first byte has, for what is no letter.
+#[inline(never)]
+fn leading_ones(letter: u32) -> u32 {
+    match letter {
+        0..0x80 => 0,
+        0x80..0x800 => 2,
+        0xd800..0xe000 | 0x11_0000.. => 1,
+        0x800..0x1_0000 => 3,
+        _ => 4,
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the other bits are in other bytes")]
+fn low_byte(bits: u32) -> u8 {
+    bits as u8
 }
 
 /// The index of the text among these; how many they are where it is none of them.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 const SHOWN: usize = 128;
 
 /// A line of the log, one part after the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line(Vec<u8>);
 
 impl Line {
@@ -60,16 +60,12 @@ impl Line {
 }
 
 /// Appends a number in decimal.
-pub fn append_decimal(to: &mut Vec<u8>, mut number: usize) {
-    let start = to.len();
-    loop {
-        #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
-        to.insert(start, b'0'.wrapping_add((number % 10) as u8));
-        number /= 10;
-        if number == 0 {
-            return;
-        }
+pub fn append_decimal(to: &mut Vec<u8>, number: usize) {
+    if number >= 10 {
+        append_decimal(to, number / 10);
     }
+    #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
+    to.push(b'0'.wrapping_add((number % 10) as u8));
 }
 
 /// The hexadecimal digit of a number below 16.

@@ -18,6 +18,7 @@ pub fn is_pattern(text: &[u8]) -> bool {
 
 /// Whether the name is one that the pattern stands for, in any case.
 #[must_use]
+#[inline(never)]
 pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (wildcard, end) = match pattern {
         [b'*', end @ ..] => (true, end),

@@ -6,7 +6,8 @@ use crate::address::{Address, parse_cidr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     network: Address,
-    mask: u128,
+    /// Ones where the addresses are the same.
+    mask: Address,
 }
 
 impl Prefix {
@@ -16,18 +17,28 @@ impl Prefix {
     #[inline(never)]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (network, length) = parse_cidr(text)?;
-        let mut mask = u128::MAX;
-        for _ in length..128 {
-            mask <<= 1;
-        }
-        (network.0 & !mask == 0).then_some(Self { network, mask })
+        let mask = Address { high: ones(length.min(64)), low: ones(length.saturating_sub(64)) };
+        (network.high & !mask.high | network.low & !mask.low == 0).then_some(Self { network, mask })
+    }
+
+    /// The prefix of one port, as a number like an address.
+    #[must_use]
+    pub fn of_port(port: u16) -> Self {
+        Self { network: Address { high: 0, low: port.into() }, mask: Address { high: u64::MAX, low: u64::MAX } }
     }
 
     /// Whether the address is one of these.
     #[must_use]
     pub fn contains(&self, address: Address) -> bool {
-        address.0 & self.mask == self.network.0 && address.is_ipv4() == self.network.is_ipv4()
+        address.high & self.mask.high == self.network.high
+            && address.low & self.mask.low == self.network.low
+            && address.is_ipv4() == self.network.is_ipv4()
     }
+}
+
+/// So many ones, from the highest bit on.
+fn ones(count: u32) -> u64 {
+    !u64::MAX.checked_shr(count).unwrap_or(0)
 }
 
 #[cfg(test)]

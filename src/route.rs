@@ -2,7 +2,6 @@
 
 use crate::{
     address::{Address, Endpoint},
-    filter_state::Override,
     name,
     prefix::Prefix,
 };
@@ -15,39 +14,30 @@ pub struct Table {
     /// The entries of all routes, one after the other.
     pub entries: Vec<Entry>,
     /// The clusters of all routes, side by side, as indices of [`Self::clusters`].
-    pub ways: Vec<u16>,
-    /// The server names of all routes, side by side.
-    pub names: Vec<u8>,
+    pub ways: Vec<usize>,
+    /// The server names of all routes and the messages of all clusters, side by side.
+    pub texts: Vec<u8>,
     /// What becomes of a connection that no route matches.
     pub otherwise: Action,
     /// What becomes of a connection that cannot be decided, or whose override the host refuses.
     pub on_error: Action,
     /// Every cluster that the routes name, once.
-    pub clusters: Vec<Override>,
+    pub clusters: Vec<Cluster>,
     /// The criteria that some route has, as the sum of their [`Criterion::bit`]s; what none asks for need not be read.
     pub needs: u32,
 }
 
-/// An entry of a route: those of its criteria, in any order, then where it goes. Of each criterion that has entries, one
-/// has to be met.
+/// An entry of a route: those of its criteria, in any order, then where it sends a connection. Of each criterion that has
+/// entries, one has to be met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A prefix of the source address, or of the destination address.
+    /// A prefix of the source address, of the destination address or, in full length, of the destination port.
     Prefix(Criterion, Prefix),
-    /// A destination port.
-    Port(u16),
-    /// A server name that the client asks for (SNI), at this place of the table's names.
+    /// A server name that the client asks for (SNI), at this place of the table's texts.
     Name(Range),
-    /// The end of the route.
-    End(Way),
-}
-
-/// Where a route sends a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
     /// To the one of these of the table's ways at the index that is the source's last octet modulo their number.
     Clusters(Range),
-    /// The route has no clusters.
+    /// To no cluster of ours.
     Action(Action),
 }
 
@@ -60,10 +50,20 @@ pub struct Range {
     pub end: usize,
 }
 
-/// What becomes of a connection that takes no cluster of ours.
+/// A cluster, as a part of the table's texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The message that overrides tcp_proxy's cluster, encoded once, at load.
+    pub message: Range,
+    /// Its name, with which the message ends.
+    pub name: Range,
+}
+
+/// What becomes of a connection that takes no cluster of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
     /// It keeps tcp_proxy's own cluster.
+    #[default]
     Continue,
     /// It is closed.
     Deny,
@@ -78,6 +78,18 @@ pub struct Connection<'a> {
     pub destination: Option<Endpoint>,
     /// The server name of its TLS handshake; empty where there is none.
     pub name: &'a [u8],
+}
+
+impl Connection<'_> {
+    /// An address, or the destination port as a number like them.
+    fn number(&self, criterion: Criterion) -> Option<Address> {
+        let endpoint = if criterion == Criterion::Source { &self.source } else { &self.destination }.as_ref()?;
+        Some(if criterion == Criterion::DestinationPorts {
+            Address { high: 0, low: endpoint.port.into() }
+        } else {
+            endpoint.address
+        })
+    }
 }
 
 /// What a route or a table can ask for.
@@ -118,7 +130,7 @@ impl Default for Table {
         Self {
             entries: Vec::new(),
             ways: Vec::new(),
-            names: Vec::new(),
+            texts: Vec::new(),
             otherwise: Action::Continue,
             on_error: Action::Deny,
             clusters: Vec::new(),
@@ -143,42 +155,55 @@ impl Table {
             return Decision::Unreadable(Criterion::Destination);
         }
         let mut entries = self.entries.iter();
-        while let Some((way, unmet)) = self.route(&mut entries, connection) {
+        let mut action = self.otherwise;
+        while let Some((last, unmet)) = self.route(&mut entries, connection) {
             if unmet == 0 {
-                return match way {
-                    Way::Clusters(ways) => self.cluster(ways, source.address),
-                    Way::Action(action) => Decision::Action(action),
-                };
+                match *last {
+                    Entry::Clusters(ways) => return self.cluster(ways, source.address),
+                    Entry::Action(of_route) => action = of_route,
+                    _ => {}
+                }
+                break;
             }
         }
-        Decision::Action(self.otherwise)
+        Decision::Action(action)
+    }
+
+    /// The name of the cluster of this index.
+    #[must_use]
+    pub fn name(&self, cluster: usize) -> &[u8] {
+        self.clusters.get(cluster).map_or(&[], |cluster| self.text(cluster.name))
+    }
+
+    /// The message that overrides tcp_proxy's cluster with that of this index; empty, which the host refuses, where there
+    /// is none.
+    #[must_use]
+    pub fn message(&self, cluster: usize) -> &[u8] {
+        self.clusters.get(cluster).map_or(&[], |cluster| self.text(cluster.message))
+    }
+
+    #[inline(never)]
+    fn text(&self, place: Range) -> &[u8] {
+        self.texts.get(place.start..place.end).unwrap_or_default()
     }
 
     fn cluster(&self, ways: Range, source: Address) -> Decision {
         let ways = self.ways.get(ways.start..ways.end).unwrap_or_default();
         let index = usize::from(source.last_octet()).checked_rem(ways.len());
-        Decision::Cluster(index.and_then(|index| ways.get(index)).map_or(usize::MAX, |&way| way.into()))
+        Decision::Cluster(index.and_then(|index| ways.get(index)).map_or(usize::MAX, |&way| way))
     }
 
-    /// Where the next route goes, and the bits of those of its criteria that the connection does not meet.
-    pub fn route(&self, entries: &mut Iter<'_, Entry>, connection: &Connection<'_>) -> Option<(Way, u32)> {
+    /// The last entry of the next route, and the bits of those of its criteria that the connection does not meet.
+    pub fn route<'a>(&self, entries: &mut Iter<'a, Entry>, connection: &Connection<'_>) -> Option<(&'a Entry, u32)> {
         let (mut given, mut met) = (0, 0);
         loop {
-            let (criterion, meets) = match entries.next()? {
+            let entry = entries.next()?;
+            let (criterion, meets) = match entry {
                 Entry::Prefix(criterion, prefix) => {
-                    let from_source = *criterion == Criterion::Source;
-                    let endpoint = if from_source { &connection.source } else { &connection.destination };
-                    (*criterion, endpoint.as_ref().is_some_and(|endpoint| prefix.contains(endpoint.address)))
+                    (*criterion, connection.number(*criterion).is_some_and(|number| prefix.contains(number)))
                 }
-                Entry::Port(port) => {
-                    let endpoint = connection.destination.as_ref();
-                    (Criterion::DestinationPorts, endpoint.is_some_and(|endpoint| endpoint.port == *port))
-                }
-                Entry::Name(place) => {
-                    let pattern = self.names.get(place.start..place.end).unwrap_or_default();
-                    (Criterion::Sni, name::matches(pattern, connection.name))
-                }
-                Entry::End(way) => return Some((*way, given & !met)),
+                Entry::Name(place) => (Criterion::Sni, name::matches(self.text(*place), connection.name)),
+                Entry::Clusters(_) | Entry::Action(_) => return Some((entry, given & !met)),
             };
             given |= criterion.bit();
             if meets {
@@ -200,7 +225,7 @@ mod tests {
 
     fn cluster<'a>(table: &'a Table, source: &str, destination: &str) -> &'a str {
         match table.decide(&connection(source, destination, "")) {
-            Decision::Cluster(index) => &table.clusters[index].cluster,
+            Decision::Cluster(index) => core::str::from_utf8(table.name(index)).unwrap(),
             other => panic!("{source} → {destination}: {other:?}"),
         }
     }

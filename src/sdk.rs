@@ -21,7 +21,7 @@ impl Context for Root {}
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         // What is refused leaves the plugin that is there.
-        let plugin = Plugin::configure(size).map(Rc::new);
+        let plugin = Plugin::configure(size).map(Rc::from);
         let configured = plugin.is_some();
         self.plugin = plugin.or(self.plugin.take());
         configured

@@ -172,7 +172,7 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
     let mut flags = vec![
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
-        "-Clink-arg=-zstack-size=16384".to_owned(),
+        "-Clink-arg=-zstack-size=4096".to_owned(),
     ];
     flags.extend(compiler.linker().iter().map(ToString::to_string));
     // Paths stay in the module in spite of immediate-abort: without these, two folders give two files.
@@ -236,13 +236,11 @@ fn optimise(module: &[u8]) -> Result<Vec<u8>> {
     anew.add_default_passes(false).add_pass(Pass::Flatten).add_pass(Pass::Rereloop);
     let mut small = OptimizationOptions::new_optimize_for_size_aggressively();
     small.set_converge().one_caller_inline_max_size(ONE_CALLER);
-    let mut constants = OptimizationOptions::new_opt_level_0();
-    constants.add_default_passes(false).add_pass(Pass::ConstHoisting);
 
     let folder = tempfile::tempdir()?;
     let (input, output) = (folder.path().join("input.wasm"), folder.path().join("output.wasm"));
     fs::write(&input, module)?;
-    for mut options in [anew, small, constants] {
+    for mut options in [anew, small] {
         // What rustc emits for this target by default; Binaryen refuses what it was not told of.
         for feature in [Feature::BulkMemory, Feature::Multivalue, Feature::ReferenceTypes, Feature::TruncSat] {
             options.enable_feature(feature);
