@@ -2,7 +2,7 @@
 //! backends say.
 
 use crate::{
-    plain,
+    client_hello, plain,
     scenario::{Outcome, SCENARIOS},
     shipped,
 };
@@ -13,7 +13,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -390,10 +390,7 @@ fn first_bytes(source: &str, destination: &str, name: &str) -> Result<Vec<u8>> {
     if name.is_empty() {
         bytes.extend_from_slice(b"no TLS");
     } else {
-        let roots = rustls::RootCertStore::empty();
-        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let mut client = rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
-        client.write_tls(&mut bytes)?;
+        bytes.extend(client_hello(name)?);
     }
     Ok(bytes)
 }
@@ -582,7 +579,7 @@ fn the_access_log_shows_the_decision() -> Result<()> {
 }
 
 /// A module that takes two connections without a word and traps at the third.
-pub const TRAPS: &str = r#"(module
+const TRAPS: &str = r#"(module
   (memory (export "memory") 1)
   (global $connections (mut i32) (i32.const 0))
   (func (export "proxy_abi_version_0_2_1"))
@@ -592,13 +589,19 @@ pub const TRAPS: &str = r#"(module
     (if (i32.eq (global.get $connections) (i32.const 3)) (then unreachable))
     (i32.const 0)))"#;
 
+/// Puts that module into this folder.
+pub fn module_that_traps(folder: &Path) -> Result<PathBuf> {
+    let module = folder.join("traps.wasm");
+    fs::write(&module, wat::parse_str(TRAPS)?)?;
+    Ok(module)
+}
+
 /// With a cluster of tcp_proxy's own that answers, so that what is let through shows.
 #[test]
 #[ignore = "make test gets the Envoy and builds the module"]
 fn a_module_that_traps_lets_nothing_through_and_is_loaded_again() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let module = folder.path().join("traps.wasm");
-    fs::write(&module, wat::parse_str(TRAPS)?)?;
+    let module = module_that_traps(folder.path())?;
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let config = Config::shipped("standalone.yaml")?
         .with_module(&module)?

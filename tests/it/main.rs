@@ -26,7 +26,8 @@ mod tidy;
 mod wasm;
 mod way;
 
-use std::path::PathBuf;
+use anyhow::Result;
+use std::{path::PathBuf, sync::Arc};
 
 /// The module as it ships.
 fn shipped() -> PathBuf {
@@ -41,4 +42,14 @@ fn plain() -> PathBuf {
 fn built(path: &str) -> PathBuf {
     let path = testbed::root().join(path).canonicalize();
     path.expect("the module is not built: make test does that first")
+}
+
+/// The first message of a TLS client that asks for this name.
+fn client_hello(name: &str) -> Result<Vec<u8>> {
+    let roots = rustls::RootCertStore::empty();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello)?;
+    Ok(hello)
 }

@@ -7,6 +7,7 @@ mod keeper;
 mod pod;
 mod server;
 
+use crate::client_hello;
 use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, DECLARED, OUTSIDE, REGISTRY, admin, extension, module_file, on_it, source, stats};
 use pod::{Pod, list};
@@ -17,10 +18,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -30,16 +28,6 @@ use testbed::Host;
 fn get(url: &str) -> Result<String> {
     let answer = ureq::get(url).config().timeout_global(Some(Duration::from_secs(5))).build().call();
     Ok(answer?.body_mut().read_to_string()?)
-}
-
-/// The first message of a TLS client that asks for this name.
-fn client_hello(name: &str) -> Result<Vec<u8>> {
-    let roots = rustls::RootCertStore::empty();
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
-    let mut hello = Vec::new();
-    client.write_tls(&mut hello)?;
-    Ok(hello)
 }
 
 fn outside(family: usize, port: u16) -> SocketAddr {

@@ -2,7 +2,7 @@
 //! redirected, its sidecar, two egress routers and a destination, each a host in a network namespace. What is asserted,
 //! the destination saw or Envoy counted and logged.
 
-use crate::{envoy::TRAPS, shipped};
+use crate::{client_hello, envoy::module_that_traps, shipped};
 use anyhow::{Context, Result, ensure};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -10,7 +10,6 @@ use rustls::{
 };
 use std::{
     collections::hash_map::DefaultHasher,
-    fs,
     hash::Hasher,
     io::{self, ErrorKind, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -692,8 +691,7 @@ fn what_the_sidecar_does_not_route_goes_nowhere() -> Result<()> {
 #[ignore = "make test-docker, as root, makes its network"]
 fn a_sidecar_whose_module_traps_lets_nothing_out_and_loads_it_again() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let module = folder.path().join("traps.wasm");
-    fs::write(&module, wat::parse_str(TRAPS)?)?;
+    let module = module_that_traps(folder.path())?;
     let sidecar = sidecar()?.with(shipped().to_str().context("UTF-8")?, module.to_str().context("UTF-8")?)?;
     let way = Way::with(&sidecar, &router()?)?;
     let started = Instant::now();
@@ -917,11 +915,8 @@ fn a_route_by_name_holds_for_tls() -> Result<()> {
       {"clusters": ["egress1", "egress2"]}]}'"#;
     let way = Way::with(&sidecar()?.with("value: standalone", table)?, &router()?)?;
     for name in ["www.example.com", "www.example.org"] {
-        let tls = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
-        let mut hello = Vec::new();
-        ClientConnection::new(Arc::new(tls), name.try_into()?)?.write_tls(&mut hello)?;
         let mut client = way.connect("10.1.0.2", TLS)?;
-        client.write_all(&hello)?;
+        client.write_all(&client_hello(name)?)?;
         let answered = matches!(client.read(&mut [0]), Ok(1));
         assert_eq!(answered, name == "www.example.org", "{name}");
     }
