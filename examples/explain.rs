@@ -8,7 +8,7 @@ use sluice::{
     address::{self, Endpoint},
     config,
     json::MAX_STRING,
-    route::{Action, Connection, Criterion, Decision, Table},
+    route::{self, Action, Connection, Criterion, Decision, Table},
 };
 use std::{env, fs, process::ExitCode};
 
@@ -86,11 +86,11 @@ fn explain_file(config: &str, connections: &str) -> Result<String, String> {
 
 /// Of each route the first criterion that the connection does not meet; none where the route matches.
 fn unmet<'a>(table: &'a Table, connection: &'a Connection<'_>) -> impl Iterator<Item = Option<Criterion>> + 'a {
-    let mut entries = table.entries.iter();
+    let mut rest = table.routes();
     std::iter::from_fn(move || {
-        let (_, unmet) = table.route(&mut entries, connection)?;
+        let (_, unmet) = route::route(&mut rest, connection)?;
         let criteria = [Criterion::Source, Criterion::Destination, Criterion::DestinationPorts, Criterion::Sni];
-        Some(criteria.into_iter().find(|criterion| unmet & criterion.bit() != 0))
+        Some(criteria.into_iter().find(|criterion| unmet & *criterion as u8 != 0))
     })
 }
 
@@ -103,7 +103,7 @@ fn load(config: &str) -> Result<Table, String> {
 }
 
 fn connection<'a>(table: &Table, source: &str, destination: &str, name: &'a str) -> Result<Connection<'a>, String> {
-    let asks_for_port = table.needs & Criterion::DestinationPorts.bit() != 0;
+    let asks_for_port = table.needs & Criterion::DestinationPorts as u8 != 0;
     if name.len() > MAX_STRING {
         return Err(format!("SNI: longer than {MAX_STRING} bytes"));
     }
@@ -127,7 +127,7 @@ fn address(argument: &str, text: &str, may_lack_port: bool) -> Result<Option<End
 
 fn outcome(table: &Table, decision: Decision) -> String {
     match decision {
-        Decision::Cluster(index) => format!("cluster {}", String::from_utf8_lossy(table.name(index))),
+        Decision::Cluster(place) => format!("cluster {}", String::from_utf8_lossy(table.cluster(place).name)),
         Decision::Action(action) => word(action).to_owned(),
         Decision::Unreadable(criterion) => {
             format!("on_error: {}, as the {} is no IP address", word(table.on_error), field(criterion))

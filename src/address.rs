@@ -21,7 +21,7 @@ pub struct Endpoint {
     /// The address.
     pub address: Address,
     /// The port.
-    pub port: u16,
+    pub port: u32,
 }
 
 impl Address {
@@ -49,8 +49,8 @@ pub fn parse(text: &[u8]) -> Option<Endpoint> {
     if bracketed == is_quad || bracketed && !text.take(b']') || !text.take(b':') {
         return None;
     }
-    let port = u16::try_from(text.number(10, 65_535)).ok()?;
-    text.0.is_empty().then_some(Endpoint { address, port })
+    let port = text.number(10, 65_535);
+    (port <= 65_535 && text.0.is_empty()).then_some(Endpoint { address, port })
 }
 
 /// The network and the length that a CIDR's text stands for, whatever the network's host bits; the length is that of the
@@ -228,7 +228,7 @@ mod tests {
             IpAddr::V6(ip) => u128::from(ip),
         };
         let address = Address { high: (address >> 64) as u64, low: address as u64 };
-        Endpoint { address, port: from.port() }
+        Endpoint { address, port: from.port().into() }
     }
 
     proptest::proptest! {

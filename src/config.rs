@@ -3,12 +3,11 @@
 //! The shape is written down for people and editors in `schema/sluice.schema.json`.
 
 use crate::{
-    filter_state,
     json::{Reader, one_of},
     line::Line,
     name,
     prefix::Prefix,
-    route::{Action, Cluster, Criterion, Entry, Range, Table},
+    route::{Action, Criterion, Table},
 };
 
 /// A configuration is at most this long, in bytes.
@@ -17,14 +16,6 @@ pub const MAX_SIZE: usize = 256 * 1_024;
 pub const MAX_ROUTES: usize = 1_024;
 /// A route has at most so many clusters: a last octet reaches no more.
 pub const MAX_CLUSTERS: usize = 256;
-
-const STANDALONE: &[u8] = br#"{"routes":[{"clusters":["egress1","egress2"]}],"on_error":"continue"}"#;
-
-/// An egress router's port 8081 takes what was meant for port 80, its port 8080 all the rest.
-const ISTIO: &[u8] = br#"{"routes":[
-{"match":{"destination_ports":[80]},"clusters":["outbound|8081||egress-router1.default.svc.cluster.local","outbound|8081||egress-router2.default.svc.cluster.local"]},
-{"clusters":["outbound|8080||egress-router1.default.svc.cluster.local","outbound|8080||egress-router2.default.svc.cluster.local"]}
-],"on_error":"continue"}"#;
 
 /// The table that a plugin configuration asks for, or what is wrong with it as a line of the log. Nothing at all means
 /// the preset `standalone`.
@@ -37,61 +28,78 @@ pub fn parse(text: &[u8]) -> Result<Table, Line> {
 /// The same, into a table that is empty: what is wrong, an empty line where nothing is.
 #[inline(never)]
 pub fn read(text: &[u8], to: &mut Table) -> Line {
-    let mut reader = Reader::new(if text.is_empty() { STANDALONE } else { text });
+    let mut reader = Reader::new(text);
     if text.len() > MAX_SIZE {
         reader.fail("longer than 262144 bytes");
     }
-    while let Some(preset) = table(&mut reader, to) {
-        reader.begin(preset);
+    if reader.is_object() {
+        table(&mut reader, to);
+    } else if !preset(if text.is_empty() { b"standalone" } else { text }, to) {
+        reader.refuse_rest(" is neither a preset (standalone, istio) nor a JSON object");
     }
     reader.into_error()
 }
 
-fn preset(name: &[u8]) -> Option<&'static [u8]> {
-    match one_of(&["standalone", "istio"], name) {
-        0 => Some(STANDALONE),
-        1 => Some(ISTIO),
-        _ => None,
+/// Fills the table as the preset of this name says; whether there is one.
+#[inline(never)]
+fn preset(name: &[u8], to: &mut Table) -> bool {
+    to.on_error = Action::Continue;
+    match one_of("standalone istio", name) {
+        0 => pair(&mut { *b"egress1" }, 6, to),
+        1 => {
+            let mut name = *b"outbound|8081||egress-router1.default.svc.cluster.local";
+            // An egress router's port 8081 takes what was meant for port 80, its port 8080 all the rest.
+            to.needs = Criterion::DestinationPorts as u8;
+            to.add_port(80);
+            pair(&mut name, 28, to);
+            name[12] = b'0';
+            pair(&mut name, 28, to);
+        }
+        _ => return false,
     }
+    true
 }
 
-/// Reads into the table, or gives the preset that is asked for.
+/// Ends a route, to two clusters: of this name, and of that with 2 where this has 1.
 #[inline(never)]
-fn table(reader: &mut Reader<'_>, to: &mut Table) -> Option<&'static [u8]> {
-    if !reader.is_object() {
-        let chosen = preset(reader.rest());
-        if chosen.is_none() {
-            reader.refuse_rest(" is neither a preset (standalone, istio) nor a JSON object");
+fn pair(name: &mut [u8], place: usize, to: &mut Table) {
+    let start = to.next_way();
+    for _ in 0..2 {
+        let cluster = to.add_cluster(name);
+        to.add_way(cluster);
+        if let Some(digit) = name.get_mut(place) {
+            *digit ^= b'1' ^ b'2';
         }
-        return chosen;
     }
+    to.end_with_clusters(start);
+}
+
+fn table(reader: &mut Reader<'_>, to: &mut Table) {
     const ROUTES: usize = 0;
     const OTHERWISE: usize = 1;
     const ON_ERROR: usize = 2;
-    let mut chosen = None;
+    const PRESET: usize = 3;
     let mut scope = reader.object();
-    while reader.field(&mut scope, &["routes", "otherwise", "on_error", "preset"]) {
+    while reader.field(&mut scope, "routes otherwise on_error preset") {
         match scope.field {
             ROUTES => routes(reader, to),
             OTHERWISE => to.otherwise = action(reader),
             ON_ERROR => to.on_error = action(reader),
             _ => {
-                chosen = preset(reader.string());
-                if chosen.is_none() {
+                if !preset(reader.string(), to) {
                     reader.refuse(" is not a preset: standalone, istio");
                 }
             }
         }
     }
     reader.end();
-    if chosen.is_none() {
+    if !scope.has(PRESET) {
         if !scope.has(ROUTES) {
             reader.fail("routes is missing");
         }
     } else if scope.count > 1 {
-        reader.fail("preset stands alone in its object");
+        reader.fail("preset stands alone");
     }
-    chosen
 }
 
 fn routes(reader: &mut Reader<'_>, to: &mut Table) {
@@ -101,12 +109,12 @@ fn routes(reader: &mut Reader<'_>, to: &mut Table) {
     let mut list = reader.list();
     while reader.item(&mut list) {
         if list.count > MAX_ROUTES {
-            reader.fail("one route too many: there may be 1024");
+            reader.fail("more than 1024 routes");
         }
-        let start = to.ways.len();
+        let start = to.next_way();
         let mut to_action = None;
         let mut scope = reader.object();
-        while reader.field(&mut scope, &["match", "clusters", "action"]) {
+        while reader.field(&mut scope, "match clusters action") {
             match scope.field {
                 MATCH => criteria(reader, to),
                 CLUSTERS => clusters(reader, to),
@@ -116,10 +124,10 @@ fn routes(reader: &mut Reader<'_>, to: &mut Table) {
         if scope.has(CLUSTERS) == scope.has(ACTION) {
             reader.fail("not exactly one of clusters and action");
         }
-        to.entries.push(match to_action {
-            Some(action) => Entry::Action(action),
-            None => Entry::Clusters(Range { start, end: to.ways.len() }),
-        });
+        match to_action {
+            Some(action) => to.end_with_action(action),
+            None => to.end_with_clusters(start),
+        }
     }
 }
 
@@ -128,31 +136,26 @@ fn criteria(reader: &mut Reader<'_>, to: &mut Table) {
     const CRITERIA: [Criterion; 4] =
         [Criterion::Source, Criterion::Destination, Criterion::DestinationPorts, Criterion::Sni];
     let mut scope = reader.object();
-    while reader.field(&mut scope, &["source", "destination", "destination_ports", "sni"]) {
+    while reader.field(&mut scope, "source destination destination_ports sni") {
         let Some(&criterion) = CRITERIA.get(scope.field) else { return };
-        to.needs |= criterion.bit();
+        to.needs |= criterion as u8;
         let mut list = reader.list();
         while reader.item(&mut list) {
-            let entry = match criterion {
-                Criterion::DestinationPorts => Entry::Prefix(criterion, Prefix::of_port(reader.port())),
-                Criterion::Sni => Entry::Name(server_name(reader, to)),
+            match criterion {
+                Criterion::DestinationPorts => to.add_port(reader.port()),
+                Criterion::Sni => {
+                    if !name::is_pattern(reader.string()) {
+                        reader.refuse(" is not a server name, nor *. and one");
+                    }
+                    to.add_name(reader.text());
+                }
                 _ => match Prefix::parse(reader.string()) {
-                    Some(prefix) => Entry::Prefix(criterion, prefix),
-                    None => return reader.refuse(" is not a CIDR"),
+                    Some(prefix) => to.add_prefix(criterion, &prefix),
+                    None => reader.refuse(" is not a CIDR"),
                 },
-            };
-            to.entries.push(entry);
+            }
         }
     }
-}
-
-fn server_name(reader: &mut Reader<'_>, to: &mut Table) -> Range {
-    let start = to.texts.len();
-    to.texts.extend_from_slice(reader.string());
-    if !name::is_pattern(reader.text()) {
-        reader.refuse(" is not a server name, nor *. and one");
-    }
-    Range { start, end: to.texts.len() }
 }
 
 #[inline(never)]
@@ -163,32 +166,32 @@ fn clusters(reader: &mut Reader<'_>, to: &mut Table) {
             reader.fail("an empty name");
         }
         if list.count > MAX_CLUSTERS {
-            reader.fail("one cluster too many: a last octet reaches 256");
+            reader.fail("more than 256 clusters");
         }
-        let index = cluster(reader.text(), to);
-        if index >= MAX_ROUTES {
-            reader.fail("one cluster too many: a table may name 1024");
-        }
-        to.ways.push(index);
+        let cluster = cluster(reader, to);
+        to.add_way(cluster);
     }
 }
 
-/// The index of the cluster of this name, which becomes the last one where it is not there.
-fn cluster(name: &[u8], to: &mut Table) -> usize {
-    let count = to.clusters.len();
-    if let Some(index) = (0..count).find(|&index| to.name(index) == name) {
-        return index;
+/// The place of the cluster whose name was read, which becomes the last one where it is not there.
+fn cluster(reader: &mut Reader<'_>, to: &mut Table) -> usize {
+    let (mut place, mut count) = (0, 0_usize);
+    while place < to.end_of_clusters() {
+        let known = to.cluster(place);
+        if known.name == reader.text() {
+            return place;
+        }
+        place = known.next;
+        count = count.wrapping_add(1);
     }
-    let start = to.texts.len();
-    filter_state::encode(name, &mut to.texts);
-    let end = to.texts.len();
-    let start_of_name = end.wrapping_sub(name.len());
-    to.clusters.push(Cluster { message: Range { start, end }, name: Range { start: start_of_name, end } });
-    count
+    if count >= MAX_ROUTES {
+        reader.fail("more than 1024 clusters in the table");
+    }
+    to.add_cluster(reader.text())
 }
 
 fn action(reader: &mut Reader<'_>) -> Action {
-    match one_of(&["continue", "deny"], reader.string()) {
+    match one_of("continue deny", reader.string()) {
         0 => return Action::Continue,
         1 => {}
         _ => reader.refuse(" is neither continue nor deny"),
@@ -215,6 +218,21 @@ mod tests {
         assert_eq!(parse(br#"{"preset": "standalone"}"#).unwrap(), standalone);
         assert_ne!(parse(b"istio").unwrap(), standalone);
         assert_eq!(parse(br#"{"preset": "istio"}"#), parse(b"istio"));
+    }
+
+    #[test]
+    fn the_presets_are_tables_that_one_can_write() {
+        let standalone = br#"{"routes":[{"clusters":["egress1","egress2"]}],"on_error":"continue"}"#;
+        assert_eq!(parse(b"standalone"), parse(standalone));
+        let istio = br#"{"routes":[
+            {"match":{"destination_ports":[80]},"clusters":[
+                "outbound|8081||egress-router1.default.svc.cluster.local",
+                "outbound|8081||egress-router2.default.svc.cluster.local"]},
+            {"clusters":[
+                "outbound|8080||egress-router1.default.svc.cluster.local",
+                "outbound|8080||egress-router2.default.svc.cluster.local"]}
+        ],"on_error":"continue"}"#;
+        assert_eq!(parse(b"istio"), parse(istio));
     }
 
     #[test]
@@ -252,26 +270,23 @@ mod tests {
             let route = r#"{"clusters":["a"]},"#.repeat(count);
             format!(r#"{{"routes":[{}]}}"#, route.trim_end_matches(','))
         };
-        assert_eq!(parse(routes(1_024).as_bytes()).unwrap().entries.len(), 1_024);
-        assert!(refusal(routes(1_025).as_bytes()).ends_with(" routes[1024]: one route too many: there may be 1024"));
+        assert!(parse(routes(1_024).as_bytes()).is_ok());
+        assert!(refusal(routes(1_025).as_bytes()).ends_with(" routes[1024]: more than 1024 routes"));
 
         let clusters = |count: usize| {
             let names: String = (0..count).map(|index| format!(r#""c{index}","#)).collect();
             format!(r#"{{"clusters":[{}]}}"#, names.trim_end_matches(','))
         };
         let text = format!(r#"{{"routes":[{}]}}"#, clusters(256));
-        assert_eq!(parse(text.as_bytes()).unwrap().clusters.len(), 256);
+        assert!(parse(text.as_bytes()).is_ok());
         let text = format!(r#"{{"routes":[{}]}}"#, clusters(257));
-        assert!(
-            refusal(text.as_bytes())
-                .ends_with(" routes[0].clusters[256]: one cluster too many: a last octet reaches 256")
-        );
+        assert!(refusal(text.as_bytes()).ends_with(" routes[0].clusters[256]: more than 256 clusters"));
 
         let distinct = |count: usize| {
             let routes: String = (0..count).map(|index| format!(r#"{{"clusters":["c{index}"]}},"#)).collect();
             format!(r#"{{"routes":[{}]}}"#, routes.trim_end_matches(','))
         };
-        assert_eq!(parse(distinct(1_024).as_bytes()).unwrap().clusters.len(), 1_024);
+        assert!(parse(distinct(1_024).as_bytes()).is_ok());
 
         let name = |length: usize| format!(r#"{{"routes":[{{"clusters":["{}"]}}]}}"#, "n".repeat(length));
         assert!(parse(name(1_024).as_bytes()).is_ok());
@@ -294,9 +309,7 @@ mod tests {
             })
             .collect();
         let text = format!(r#"{{"routes":[{}]}}"#, names.trim_end_matches(','));
-        assert!(
-            refusal(text.as_bytes()).ends_with("routes[4].clusters[24]: one cluster too many: a table may name 1024")
-        );
+        assert!(refusal(text.as_bytes()).ends_with("routes[4].clusters[24]: more than 1024 clusters in the table"));
     }
 
     proptest::proptest! {
@@ -307,7 +320,8 @@ mod tests {
 
         #[test]
         fn no_damage_makes_the_parser_panic(at in 0_usize..200, byte: u8, cut in 0_usize..200) {
-            let mut text = std::vec::Vec::from(ISTIO);
+            let mut text = br#"{"routes":[{"match":{"source":["10.0.0.0/8"],"destination_ports":[80]},"clusters":["outbound|80||a","\u00e9"]},
+    {"match":{"sni":["*.example.com"]},"action":"deny"}],"otherwise":"deny","on_error":"continue"}"#.to_vec();
             let (at, cut) = (at.min(text.len().saturating_sub(1)), cut.min(text.len()));
             text[at] = byte;
             let _ = parse(&text);
@@ -319,7 +333,7 @@ mod tests {
             for name in [name, escaped] {
                 let text = serde_json::json!({"routes": [{"clusters": [name]}]}).to_string();
                 let table = parse(text.as_bytes()).unwrap();
-                proptest::prop_assert_eq!(table.name(0), name.as_bytes());
+                proptest::prop_assert_eq!(table.cluster(0).name, name.as_bytes());
             }
         }
 
@@ -328,7 +342,7 @@ mod tests {
             let text = format!(r#"{{"routes":[{{"clusters":["{escapes}"]}}]}}"#);
             let theirs = serde_json::from_str::<serde_json::Value>(&text).ok();
             let theirs = theirs.map(|value| value["routes"][0]["clusters"][0].as_str().unwrap().as_bytes().to_vec());
-            let ours = parse(text.as_bytes()).ok().map(|table| table.name(0).to_vec());
+            let ours = parse(text.as_bytes()).ok().map(|table| table.cluster(0).name.to_vec());
             proptest::prop_assert_eq!(ours, theirs, "{}", text);
         }
     }

@@ -6,6 +6,7 @@ pub struct Cursor<'a>(pub &'a [u8]);
 
 impl<'a> Cursor<'a> {
     /// The next byte; NUL at the end.
+    #[inline(never)]
     pub fn byte(&mut self) -> u8 {
         match self.0 {
             [byte, rest @ ..] => {
@@ -16,11 +17,26 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// So many bytes; none where there are not so many left.
-    pub fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(count)?;
+    /// So many bytes; none, and the end is reached, where there are not so many left.
+    #[inline(never)]
+    pub fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (bytes, rest) = self.0.split_at_checked(count).unwrap_or_default();
         self.0 = rest;
-        Some(bytes)
+        bytes
+    }
+
+    /// So many bytes; none where there are not so many left.
+    #[inline(always)]
+    pub fn chunk<const COUNT: usize>(&mut self) -> Option<&'a [u8; COUNT]> {
+        let (chunk, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(chunk)
+    }
+
+    /// The number in the next four bytes; none where there are not so many left.
+    #[inline(always)]
+    pub fn word(&mut self) -> Option<usize> {
+        self.chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize)
     }
 
     /// Goes past the next byte if it is this one; whether it is.

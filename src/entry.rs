@@ -9,32 +9,32 @@ use crate::{
     filter::{self, Plugin},
     host::{self, SingleThread},
 };
-use alloc::{boxed::Box, vec::Vec};
-use core::cell::{RefCell, RefMut};
+use alloc::boxed::Box;
+use core::cell::Cell;
 
-/// A root context of the host's, which has one plugin configuration; one that is gone has the number 0, which is none.
+/// A root context of the host's that has a plugin configuration, and those that were configured before it.
 struct Root {
     context: u32,
-    plugin: Option<Box<Plugin>>,
+    plugin: Plugin,
+    next: Option<Box<Root>>,
 }
 
-struct Module {
-    roots: Vec<Root>,
-    /// The stream context that was created last, and its root context.
-    stream: (u32, u32),
-}
+/// Those that are there; none while a connection is decided: one that a host would bring then is closed, and a configuration
+/// that it would give then is lost. No proxy does either.
+static ROOTS: SingleThread<Cell<Option<Box<Root>>>> = SingleThread(Cell::new(None));
 
-static MODULE: SingleThread<RefCell<Module>> = SingleThread(RefCell::new(Module { roots: Vec::new(), stream: (0, 0) }));
+/// The stream context that was created last, and its root context.
+static STREAM: SingleThread<Cell<(u32, u32)>> = SingleThread(Cell::new((0, 0)));
 
-/// The module's state; none where the host calls in while one of its own functions runs.
-fn module() -> Option<RefMut<'static, Module>> {
-    MODULE.0.try_borrow_mut().ok()
-}
-
-impl Module {
-    fn root(&mut self, context: u32) -> Option<&mut Root> {
-        self.roots.iter_mut().find(|root| root.context == context)
+/// The place of this root context, which is empty at the end where there is none.
+#[inline(never)]
+fn place(mut place: &mut Option<Box<Root>>, context: u32) -> &mut Option<Box<Root>> {
+    while place.as_ref().is_some_and(|root| root.context != context)
+        && let Some(root) = place
+    {
+        place = &mut root.next;
     }
+    place
 }
 
 #[unsafe(no_mangle)]
@@ -47,41 +47,38 @@ extern "C" fn malloc(size: usize) -> *mut u8 {
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
-    let Some(mut module) = module() else { return };
-    if parent != 0 {
-        module.stream = (context, parent);
-    } else if module.root(context).is_none() {
-        match module.root(0) {
-            Some(gone) => gone.context = context,
-            None => module.roots.push(Root { context, plugin: None }),
-        }
-    }
+    STREAM.0.set((context, parent));
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
-    let Some(mut module) = module() else { return false };
-    let Some(root) = module.root(context) else { return false };
+    let mut root = Box::new(Root { context, plugin: Plugin::default(), next: None });
+    let accepted = root.plugin.configure(size);
     // What is refused leaves the plugin that is there.
-    let Some(plugin) = Plugin::configure(size) else { return false };
-    root.plugin = Some(plugin);
-    true
+    if accepted {
+        proxy_on_delete(context);
+        root.next = ROOTS.0.take();
+        ROOTS.0.set(Some(root));
+    }
+    accepted
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_new_connection(context: u32) -> u32 {
-    let Some(mut module) = module() else { return filter::STOP };
-    let (stream, parent) = core::mem::take(&mut module.stream);
-    let root = if stream == context { module.root(parent) } else { None };
-    filter::on_new_connection(root.and_then(|root| root.plugin.as_deref()))
+    let (stream, parent) = STREAM.0.take();
+    let mut roots = ROOTS.0.take();
+    let root = if stream == context { place(&mut roots, parent).as_deref() } else { None };
+    let action = filter::on_new_connection(root.map(|root| &root.plugin));
+    ROOTS.0.set(roots);
+    action
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_delete(context: u32) {
-    let Some(mut module) = module() else { return };
-    if let Some(root) = module.root(context) {
-        *root = Root { context: 0, plugin: None };
-    }
+    let mut roots = ROOTS.0.take();
+    let place = place(&mut roots, context);
+    *place = place.take().and_then(|root| root.next);
+    ROOTS.0.set(roots);
 }
 
 #[panic_handler]

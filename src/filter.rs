@@ -8,14 +8,14 @@ use crate::{
     line::Line,
     route::{Action, Connection, Criterion, Decision, Table},
 };
-use alloc::{boxed::Box, vec::Vec};
+use alloc::boxed::Box;
 
 /// What the proxy does with a connection after `on_new_connection`: the next filter.
 pub const CONTINUE: u32 = 0;
 /// What the proxy does with a connection after `on_new_connection`: nothing more.
 pub const STOP: u32 = 1;
 
-/// The counters of a plugin beside those of its clusters; the first two are the actions.
+/// What a plugin counts beside its clusters; the first two are the actions.
 const OUTCOMES: [&str; 4] = ["continued", "denied", "unreadable", "host_errors"];
 const UNREADABLE: usize = 2;
 const HOST_ERRORS: usize = 3;
@@ -24,28 +24,30 @@ const HOST_ERRORS: usize = 3;
 #[derive(Default)]
 pub struct Plugin {
     table: Table,
-    /// Of the table's clusters, one each, then of the outcomes.
-    counters: Vec<usize>,
+    /// The counters of the outcomes; those of the clusters are in the table.
+    counters: [usize; OUTCOMES.len()],
 }
 
 impl Plugin {
-    /// The plugin that the configuration of this size asks for; none if it is refused, and then the log says why.
+    /// Gives a plugin that has none yet the configuration of this size. Whether it is accepted; where not, the log says why.
     #[inline(never)]
-    pub fn configure(size: usize) -> Option<Box<Self>> {
-        let mut plugin = Box::<Self>::default();
-        let error = load(size, &mut plugin.table);
+    pub fn configure(&mut self, size: usize) -> bool {
+        let error = load(size, &mut self.table);
         if !error.bytes().is_empty() {
             host::log(Level::Error, &error);
-            return None;
+            return false;
         }
-        let Self { table, counters } = plugin.as_mut();
-        for cluster in 0..table.clusters.len() {
-            counters.push(host::define_counter(b"routed.", table.name(cluster)));
+        let mut place = 0;
+        while place < self.table.end_of_clusters() {
+            let cluster = self.table.cluster(place);
+            let (counter, next) = (host::define_counter(b"routed.", cluster.name), cluster.next);
+            self.table.set_counter(place, counter);
+            place = next;
         }
-        for outcome in &OUTCOMES {
-            counters.push(host::define_counter(b"", outcome.as_bytes()));
+        for (counter, outcome) in self.counters.iter_mut().zip(&OUTCOMES) {
+            *counter = host::define_counter(b"", outcome.as_bytes());
         }
-        Some(plugin)
+        true
     }
 
     #[inline(never)]
@@ -53,7 +55,7 @@ impl Plugin {
         let source = property(true, b"source\0address");
         let destination = property(self.table.needs_destination(), b"destination\0address");
         // Without TLS, or without a listener filter that looks for it, there is no name, and no route with names matches.
-        let name = property(self.table.needs & Criterion::Sni.bit() != 0, b"connection\0requested_server_name");
+        let name = property(self.table.needs & Criterion::Sni as u8 != 0, b"connection\0requested_server_name");
         let decision = self.table.decide(&Connection {
             source: address::parse(&source.value),
             destination: address::parse(&destination.value),
@@ -66,10 +68,11 @@ impl Plugin {
                 self.count_outcome(UNREADABLE);
                 (true, Some(self.table.on_error))
             }
-            Decision::Cluster(index) => {
-                status = host::call_foreign_function(FOREIGN_FUNCTION, self.table.message(index));
+            Decision::Cluster(place) => {
+                let cluster = self.table.cluster(place);
+                status = host::call_foreign_function(FOREIGN_FUNCTION, cluster.message);
                 if status == Status::OK {
-                    self.count(index);
+                    host::count(cluster.counter);
                     (false, None)
                 } else {
                     self.count_outcome(HOST_ERRORS);
@@ -102,8 +105,9 @@ impl Plugin {
             of.status.end(line.text(" not given"));
         }
         match decision {
-            Decision::Cluster(index) => {
-                line.text(if action.is_none() { " takes " } else { " cannot take " }).quoted(self.table.name(index));
+            Decision::Cluster(place) => {
+                line.text(if action.is_none() { " takes " } else { " cannot take " });
+                line.quoted(self.table.cluster(place).name);
                 status.end(&mut line);
             }
             Decision::Unreadable(_) if of.status == Status::OK => {
@@ -113,19 +117,15 @@ impl Plugin {
         }
         line.text(match action {
             None => "",
-            Some(Action::Continue) => ", tcp_proxy's own cluster stays",
+            Some(Action::Continue) => ", tcp_proxy's cluster stays",
             Some(Action::Deny) => ", connection closed",
         });
         line
     }
 
-    fn count_outcome(&self, outcome: usize) {
-        self.count(self.table.clusters.len().wrapping_add(outcome));
-    }
-
     #[inline(never)]
-    fn count(&self, index: usize) {
-        if let Some(&counter) = self.counters.get(index) {
+    fn count_outcome(&self, outcome: usize) {
+        if let Some(&counter) = self.counters.get(outcome) {
             host::count(counter);
         }
     }
@@ -134,17 +134,16 @@ impl Plugin {
 /// Reads the configuration into an empty table: what is wrong, an empty line where nothing is.
 fn load(size: usize, to: &mut Table) -> Line {
     // Nothing is there to be read where the size is 0.
-    let Property { value: text, status } =
-        if size == 0 { Property { value: Vec::new(), status: Status::OK } } else { host::plugin_configuration(size) };
+    let Property { value: text, status } = if size == 0 {
+        Property { value: Box::default(), status: Status::OK }
+    } else {
+        host::plugin_configuration(size)
+    };
     if status == Status::OK && text.len() == size {
         return config::read(&text, to);
     }
     let mut line = Line::new("plugin configuration: ");
-    if status == Status::OK {
-        line.number(text.len()).text(" bytes of ").number(size).text(" read");
-    } else {
-        status.end(line.text("cannot be read"));
-    }
+    status.end(line.number(text.len()).text(" of ").number(size).text(" bytes read"));
     line
 }
 
@@ -153,7 +152,7 @@ pub fn on_new_connection(plugin: Option<&Plugin>) -> u32 {
     let action = match plugin {
         Some(plugin) => plugin.route(),
         None => {
-            host::log(Level::Error, &Line::new("connection without a configuration closed"));
+            host::log(Level::Error, &Line::new("unconfigured connection closed"));
             Action::Deny
         }
     };
@@ -169,5 +168,5 @@ pub fn on_new_connection(plugin: Option<&Plugin>) -> u32 {
 /// The property at a path of the connection's; empty where it is not needed.
 #[inline(never)]
 fn property(needed: bool, path: &[u8]) -> Property {
-    if needed { host::property(path) } else { Property { value: Vec::new(), status: Status::OK } }
+    if needed { host::property(path) } else { Property { value: Box::default(), status: Status::OK } }
 }

@@ -2,7 +2,7 @@
 //!
 //! Written by hand, which is smaller than what prost makes of the message; the tests read them back with prost.
 
-use alloc::vec::Vec;
+use crate::bytes::Bytes;
 
 /// The foreign function that takes an override's message.
 pub const FOREIGN_FUNCTION: &[u8] = b"set_envoy_filter_state";
@@ -12,19 +12,28 @@ pub const FOREIGN_FUNCTION: &[u8] = b"set_envoy_filter_state";
 /// and the tag of field 2, the cluster.
 const START: &[u8] = b"\x0a\x17envoy.tcp_proxy.cluster\x12";
 
-/// Appends the message for the cluster of this name. It ends in the name: the span, field 3, is 0, which takes no bytes.
-/// A network filter writes to the state of the connection, which any span fits.
-#[inline(never)]
-pub fn encode(cluster: &[u8], to: &mut Vec<u8>) {
-    to.extend_from_slice(START);
-    let mut length = cluster.len();
-    while length > 0x7f {
+/// Appends the message for the cluster of this name, of at most 16,383 bytes. It ends in the name: the span, field 3, is 0,
+/// which takes no bytes. A network filter writes to the state of the connection, which any span fits.
+pub fn encode(cluster: &[u8], to: &mut Bytes) {
+    to.extend(START);
+    let length = cluster.len();
+    if length > SHORT {
         to.push(low_bits(length) | 0x80);
-        length >>= 7;
+        to.push(low_bits(length >> 7));
+    } else {
+        to.push(low_bits(length));
     }
-    to.push(low_bits(length));
-    to.extend_from_slice(cluster);
+    to.extend(cluster);
 }
+
+/// How long the message is for a name of this length.
+#[must_use]
+pub fn size(name: usize) -> usize {
+    name.wrapping_add(START.len()).wrapping_add(if name > SHORT { 2 } else { 1 })
+}
+
+/// The most that one byte of a length says.
+const SHORT: usize = 0x7f;
 
 #[expect(clippy::cast_possible_truncation, reason = "the rest is in the next byte")]
 fn low_bits(length: usize) -> u8 {
@@ -35,16 +44,16 @@ fn low_bits(length: usize) -> u8 {
 mod tests {
     use super::*;
     use prost::Message;
-    use std::string::String;
+    use std::{string::String, vec::Vec};
 
     mod proto {
         include!(concat!(env!("OUT_DIR"), "/envoy.source.extensions.common.wasm.rs"));
     }
 
     fn message(cluster: &str) -> Vec<u8> {
-        let mut message = Vec::new();
+        let mut message = Bytes::default();
         encode(cluster.as_bytes(), &mut message);
-        message
+        message.to_vec()
     }
 
     #[test]
@@ -63,7 +72,7 @@ mod tests {
 
     #[test]
     fn an_override_is_what_prost_encodes() {
-        for length in [1, 2, 126, 127, 128, 129, 255, 256, 1_023, 1_024, 16_383, 16_384] {
+        for length in [1, 2, 126, 127, 128, 129, 255, 256, 1_023, 1_024, 16_383] {
             let name: String = "egress".chars().cycle().take(length).collect();
             let arguments = proto::SetEnvoyFilterStateArguments {
                 path: "envoy.tcp_proxy.cluster".into(),
@@ -71,6 +80,7 @@ mod tests {
                 span: proto::LifeSpan::FilterChain.into(),
             };
             assert_eq!(message(&name), arguments.encode_to_vec(), "{length}");
+            assert_eq!(size(length), message(&name).len(), "{length}");
         }
     }
 }

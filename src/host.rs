@@ -1,38 +1,44 @@
-//! What the filter asks of the proxy, and all unsafe code of the crate but the names of the exports.
+//! What the filter asks of the proxy, and the memory that both take.
 //!
 //! The SDK has these calls too, but its versions panic on a status that they do not list; these give every status back.
 //! Names and shapes are those of the proxy-wasm ABI 0.2.1
 //! (<https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>).
 #![expect(unsafe_code, reason = "the host's functions are foreign, and it hands over memory by address")]
 
-use crate::line::Line;
-use alloc::vec::Vec;
+use crate::{bytes::Bytes, line::Line};
+use alloc::boxed::Box;
 use core::{
     alloc::{GlobalAlloc, Layout},
     arch::wasm32::{memory_grow, memory_size},
     cell::Cell,
-    ptr::null_mut,
+    ptr::{null_mut, slice_from_raw_parts_mut, with_exposed_provenance_mut},
 };
 
 /// Gives memory in blocks whose sizes are powers of two. Those that were freed are a list for each size, so that a
 /// block is found and freed in the same few steps, however many there are.
 struct Allocator {
     free: [Cell<*mut u8>; 32],
-    /// Where the memory that was never given out begins; 0 at first.
-    unused: Cell<usize>,
+    /// Where the memory that was never given out begins.
+    unused: Cell<*const u8>,
 }
 
 /// Size of a page of memory.
 const PAGE: usize = 1 << 16;
 
 #[global_allocator]
-static ALLOCATOR: Allocator = Allocator { free: [const { Cell::new(null_mut()) }; 32], unused: Cell::new(0) };
+static ALLOCATOR: Allocator =
+    Allocator { free: [const { Cell::new(null_mut()) }; 32], unused: Cell::new(&raw const __heap_base) };
+
+unsafe extern "C" {
+    /// Where the linker says that the module's stack and data end.
+    static __heap_base: u8;
+}
 
 // SAFETY: a module of this target has one thread.
 unsafe impl Sync for Allocator {}
 
-// SAFETY: a block is given out once until it is freed, and is as large and as aligned as the layout asks for: blocks begin
-// at multiples of the largest alignment that anything of ours has.
+// SAFETY: a block is given out once until it is freed, and is as large and as aligned as the layout asks for: the linker
+// aligns `__heap_base` to 16, sizes are multiples of 16, and nothing of ours asks for a larger alignment.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let size = Self::block(layout);
@@ -43,15 +49,14 @@ unsafe impl GlobalAlloc for Allocator {
             list.set(unsafe { first.cast::<*mut u8>().read() });
             return first;
         }
-        let end = memory_size::<0>().wrapping_mul(PAGE);
-        let start = if self.unused.get() == 0 { end } else { self.unused.get() };
-        let Some(next) = start.checked_add(size) else { return null_mut() };
-        let missing = next.saturating_sub(end).div_ceil(PAGE);
-        if missing > 0 && memory_grow::<0>(missing) == usize::MAX {
+        let start = self.unused.get();
+        let Some(next) = start.addr().checked_add(size) else { return null_mut() };
+        let missing = next.div_ceil(PAGE).saturating_sub(memory_size::<0>());
+        if memory_grow::<0>(missing) == usize::MAX {
             return null_mut();
         }
-        self.unused.set(next);
-        start as *mut u8
+        self.unused.set(start.with_addr(next));
+        with_exposed_provenance_mut(start.addr())
     }
 
     #[inline(never)]
@@ -111,7 +116,7 @@ impl Status {
 /// What the host knows, and with which status it gave it; empty where that is not `OK`.
 pub struct Property {
     /// The bytes.
-    pub value: Vec<u8>,
+    pub value: Box<[u8]>,
     /// The call's status.
     pub status: Status,
 }
@@ -199,10 +204,10 @@ const NO_COUNTER: usize = usize::MAX;
 #[inline(never)]
 pub fn define_counter(kind: &[u8], outcome: &[u8]) -> usize {
     let mut id = 0;
-    let mut name = Vec::new();
-    name.extend_from_slice(b"sluice.");
-    name.extend_from_slice(kind);
-    name.extend_from_slice(outcome);
+    let mut name = Bytes::default();
+    name.extend(b"sluice.");
+    name.extend(kind);
+    name.extend(outcome);
     // SAFETY: the name is readable for its length, and the host writes four bytes to the address of a usize.
     let status = unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &raw mut id) };
     if status != Status::OK {
@@ -261,12 +266,12 @@ impl Default for Given {
 impl Given {
     /// It, ours to free.
     #[inline(never)]
-    fn bytes(self) -> Vec<u8> {
+    fn bytes(self) -> Box<[u8]> {
         if self.data.is_null() || self.size == 0 {
-            return Vec::new();
+            return Box::default();
         }
         // SAFETY: a host allocates what it hands over by the `malloc` export, ours or the SDK's, with the layout of
         // so many bytes, and leaves it to us.
-        unsafe { Vec::from_raw_parts(self.data, self.size, self.size) }
+        unsafe { Box::from_raw(slice_from_raw_parts_mut(self.data, self.size)) }
     }
 }

@@ -6,10 +6,10 @@
 //! hand over its bytes.
 
 use crate::{
+    bytes::Bytes,
     cursor::Cursor,
     line::{Line, append_decimal},
 };
-use alloc::vec::Vec;
 
 /// Strings, keys among them, are at most this long, in bytes.
 pub const MAX_STRING: usize = 1_024;
@@ -33,8 +33,8 @@ mod tag {
 pub struct Reader<'a> {
     rest: Cursor<'a>,
     is_struct: bool,
-    path: Vec<u8>,
-    text: Vec<u8>,
+    path: Bytes,
+    text: Bytes,
     error: Line,
 }
 
@@ -58,7 +58,7 @@ impl Scope {
     }
 }
 
-const NO_ESCAPE: &str = "an escape that JSON does not have";
+const NO_ESCAPE: &str = "not an escape of JSON";
 
 fn bit(field: usize) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "there are few fields")]
@@ -69,20 +69,11 @@ impl<'a> Reader<'a> {
     /// From the start of the document.
     #[must_use]
     pub fn new(document: &'a [u8]) -> Self {
-        let (path, text, error) = (Vec::new(), Vec::new(), Line::default());
-        let mut reader = Self { rest: Cursor(b""), is_struct: false, path, text, error };
-        reader.begin(document);
-        reader
-    }
-
-    /// Reads another document; an error stays.
-    pub fn begin(&mut self, document: &'a [u8]) {
         // Every entry of a struct has a value, whose tag no JSON holds anywhere.
         #[expect(clippy::manual_contains, reason = "its search for a byte is larger in the module")]
         let is_struct = document.first() == Some(&tag::ENTRY) && document.iter().any(|&byte| byte == tag::VALUE);
-        self.is_struct = is_struct;
-        self.rest = Cursor(document);
-        self.path.clear();
+        let (path, text, error) = (Bytes::default(), Bytes::default(), Line::default());
+        Self { rest: Cursor(document), is_struct, path, text, error }
     }
 
     /// Whether an object begins here.
@@ -113,16 +104,10 @@ impl<'a> Reader<'a> {
         self.fails(true, what);
     }
 
-    /// All that is left to be read.
-    #[must_use]
-    pub fn rest(&self) -> &[u8] {
-        self.rest.0
-    }
-
     /// Fails because of all that is left to be read.
     pub fn refuse_rest(&mut self, what: &str) {
-        self.text.clear();
-        self.text.extend_from_slice(self.rest.0);
+        self.text.truncate(0);
+        self.text.extend(self.rest.0);
         self.refuse(what);
     }
 
@@ -132,7 +117,7 @@ impl<'a> Reader<'a> {
             return;
         }
         self.rest = Cursor(b"");
-        self.error = Line::new("plugin configuration: ");
+        self.error.begin("plugin configuration: ");
         if !self.path.is_empty() {
             self.error.ascii(&self.path).text(": ");
         }
@@ -162,26 +147,26 @@ impl<'a> Reader<'a> {
         Scope { path: self.path.len(), after, count: 0, field: 0, seen: 0 }
     }
 
-    /// Whether the object has another field, whose name must be one of these.
+    /// Whether the object has another field, whose name must be one of these words.
     #[inline(never)]
-    pub fn field(&mut self, scope: &mut Scope, names: &[&str]) -> bool {
+    pub fn field(&mut self, scope: &mut Scope, names: &str) -> bool {
         if !self.next(scope, b'}') {
             return false;
         }
         self.read_text(tag::ENTRY);
         scope.field = one_of(names, &self.text);
-        if scope.field == names.len() {
+        if scope.field == usize::MAX {
             self.refuse(" is not a field here");
         }
         if scope.path > 0 {
             self.path.push(b'.');
         }
-        self.path.extend_from_slice(&self.text);
+        self.path.extend(&self.text);
         if scope.has(scope.field) {
             self.fail("given twice");
         }
         scope.seen |= bit(scope.field);
-        self.expect(b':', tag::VALUE, "no colon after the field's name");
+        self.expect(b':', tag::VALUE, "no colon after the field");
         self.after_chunk();
         !self.failed()
     }
@@ -209,7 +194,7 @@ impl<'a> Reader<'a> {
             return false;
         }
         if scope.count > 0 || self.is_struct {
-            self.expect(b',', tag::ENTRY, "no comma or closing bracket after a value");
+            self.expect(b',', tag::ENTRY, "no comma or bracket after a value");
             self.after_chunk();
         }
         scope.count = scope.count.wrapping_add(1);
@@ -231,7 +216,7 @@ impl<'a> Reader<'a> {
 
     #[inline(never)]
     fn read_text(&mut self, tag: u8) {
-        self.text.clear();
+        self.text.truncate(0);
         self.expect(b'"', tag, "not a string");
         let after = self.after_chunk();
         while !self.failed() {
@@ -243,7 +228,7 @@ impl<'a> Reader<'a> {
             if byte == b'\\' && !self.is_struct {
                 self.escape();
             } else if byte < b' ' && !self.is_struct {
-                self.fail("a string that does not end, or a control character in it");
+                self.fail("an unended string or a control character");
             } else {
                 self.text.push(byte);
             }
@@ -294,42 +279,30 @@ impl<'a> Reader<'a> {
     /// A unit of UTF-16 in four hexadecimal digits; no letter's number where it is not that.
     #[inline(never)]
     fn unit(&mut self) -> u32 {
-        let mut digits = Cursor(self.rest.bytes(4).unwrap_or_default());
+        let mut digits = Cursor(self.rest.bytes(4));
         let unit = digits.number(16, 0xffff);
         if digits.0.is_empty() { unit } else { u32::MAX }
     }
 
     /// A port: a number from 1 to 65535, without sign, fraction and exponent.
     #[inline(never)]
-    pub fn port(&mut self) -> u16 {
-        self.text.clear();
-        if self.is_struct {
-            self.expect(0, tag::NUMBER, "not a whole number");
-            let bytes = self.rest.bytes(8).and_then(|bytes| bytes.try_into().ok());
-            let number = bytes.map_or(0.0, f64::from_le_bytes);
+    pub fn port(&mut self) -> u32 {
+        const WANTED: &str = "not a whole number from 1 to 65535";
+        let port = if self.is_struct {
+            self.expect(0, tag::NUMBER, WANTED);
+            let number = self.rest.chunk().map_or(0.0, |bytes| f64::from_le_bytes(*bytes));
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "what is lost is compared")]
             let whole = number as u32;
-            if f64::from(whole) != number {
-                self.fail("not a whole number");
-            }
-            append_decimal(&mut self.text, whole as usize);
+            if f64::from(whole) == number { whole } else { 0 }
         } else {
             self.rest.space();
-            while let [digit @ b'0'..=b'9', ..] = self.rest.0 {
-                self.text.push(*digit);
-                self.rest.byte();
-            }
-            if matches!((self.text.as_slice(), self.rest.0), ([] | [b'0', _, ..], _) | (_, [b'.' | b'e' | b'E', ..])) {
-                self.fail("not a whole number");
-            }
+            let whole = self.rest.decimal(65_535);
+            if let [b'.' | b'e' | b'E', ..] = self.rest.0 { 0 } else { whole }
+        };
+        if !matches!(port, 1..=65_535) {
+            self.fail(WANTED);
         }
-        match u16::try_from(Cursor(&self.text).number(10, 65_535)) {
-            Ok(port) if port > 0 => port,
-            _ => {
-                self.refuse(" is not a port");
-                0
-            }
-        }
+        port
     }
 
     /// Fails where anything but white space is left.
@@ -338,8 +311,8 @@ impl<'a> Reader<'a> {
             self.rest.space();
         }
         if !self.rest.0.is_empty() {
-            self.path.clear();
-            self.refuse_rest(" after the end of the object");
+            self.path.truncate(0);
+            self.refuse_rest(" after the object");
         }
     }
 
@@ -417,9 +390,23 @@ fn low_byte(bits: u32) -> u8 {
     bits as u8
 }
 
-/// The index of the text among these; how many they are where it is none of them.
+/// The index of the text among these words; [`usize::MAX`] where it is none of them.
 #[must_use]
 #[inline(never)]
-pub fn one_of(texts: &[&str], text: &[u8]) -> usize {
-    texts.iter().position(|known| known.as_bytes() == text).unwrap_or(texts.len())
+pub fn one_of(words: &str, text: &[u8]) -> usize {
+    let mut words = Cursor(words.as_bytes());
+    let mut index = 0;
+    while !words.0.is_empty() {
+        let (mut rest, mut same) = (Cursor(text), true);
+        while let letter @ 1.. = words.byte()
+            && letter != b' '
+        {
+            same &= rest.take(letter);
+        }
+        if same && rest.0.is_empty() {
+            return index;
+        }
+        index = index.wrapping_add(1);
+    }
+    usize::MAX
 }

@@ -5,8 +5,8 @@
 //! `filter` and `host`, which talk to the proxy, exist in the WebAssembly module only, and so do its two doors: `entry`,
 //! the shipped module's own entry points, and `sdk`, the SDK's dispatcher (feature `sdk`, on by default).
 //!
-//! What is `#[inline(never)]` is either smaller so, or one of the large functions that V8, which compiles them all when it
-//! loads the module, compiles in less memory than one that holds several of them.
+//! A table's lists are strings of [`bytes`], read with a [`cursor`] like a document: one kind of list is less code than several.
+//! What is `#[inline(never)]` is smaller so.
 
 #![no_std]
 
@@ -15,6 +15,7 @@ extern crate alloc;
 extern crate std; // the native builds, tests and tools, take their allocator and panic handler from it
 
 pub mod address;
+pub mod bytes;
 pub mod config;
 pub mod cursor;
 #[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]

@@ -1,21 +1,26 @@
 //! A line of the log, put together without `core::fmt`, whose machinery is larger than the filter.
 
-use alloc::vec::Vec;
+use crate::bytes::Bytes;
 
 /// At most so many bytes of a foreign text are shown.
 const SHOWN: usize = 128;
 
 /// A line of the log, one part after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Line(Vec<u8>);
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Line(Bytes);
 
 impl Line {
     /// A line of sluice's that begins with this text.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        let mut line = Self(Vec::new());
-        line.text("sluice: ").text(text);
+        let mut line = Self::default();
+        line.begin(text);
         line
+    }
+
+    /// Begins an empty line with this text.
+    pub fn begin(&mut self, text: &str) -> &mut Self {
+        self.text("sluice: ").text(text)
     }
 
     /// Appends a text of our own.
@@ -25,7 +30,7 @@ impl Line {
 
     /// Appends bytes of our own, ASCII.
     pub fn ascii(&mut self, bytes: &[u8]) -> &mut Self {
-        self.0.extend_from_slice(bytes);
+        self.0.extend(bytes);
         self
     }
 
@@ -36,13 +41,20 @@ impl Line {
             if matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\' {
                 self.0.push(byte);
             } else {
-                self.0.extend_from_slice(&[b'\\', b'x', hex(byte >> 4), hex(byte & 15)]);
+                self.text("\\x").hex(byte >> 4).hex(byte & 15);
             }
         }
         self.0.push(b'"');
         if text.len() > SHOWN {
             self.text("... (").number(text.len()).text(" bytes)");
         }
+        self
+    }
+
+    /// Appends the hexadecimal digit of a number below 16.
+    #[inline(never)]
+    fn hex(&mut self, nibble: u8) -> &mut Self {
+        self.0.push(nibble.wrapping_add(if nibble < 10 { b'0' } else { b'a' - 10 }));
         self
     }
 
@@ -60,18 +72,12 @@ impl Line {
 }
 
 /// Appends a number in decimal.
-pub fn append_decimal(to: &mut Vec<u8>, number: usize) {
+pub fn append_decimal(to: &mut Bytes, number: usize) {
     if number >= 10 {
         append_decimal(to, number / 10);
     }
     #[expect(clippy::cast_possible_truncation, reason = "a decimal digit")]
     to.push(b'0'.wrapping_add((number % 10) as u8));
-}
-
-/// The hexadecimal digit of a number below 16.
-#[must_use]
-pub fn hex(nibble: u8) -> u8 {
-    nibble.wrapping_add(if nibble < 10 { b'0' } else { b'a' - 10 })
 }
 
 #[cfg(test)]

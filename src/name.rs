@@ -24,8 +24,8 @@ pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
         [b'*', end @ ..] => (true, end),
         _ => (false, pattern),
     };
-    let start = name.len().checked_sub(end.len()).and_then(|start| name.split_at_checked(start));
-    start.is_some_and(|(start, same)| start.is_empty() != wildcard && same.eq_ignore_ascii_case(end))
+    let start = name.len().wrapping_sub(end.len());
+    (start > 0) == wildcard && name.get(start..).is_some_and(|same| same.eq_ignore_ascii_case(end))
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! CIDR prefixes, IPv4 and IPv6.
 
-use crate::address::{Address, parse_cidr};
+use crate::{
+    address::{Address, parse_cidr},
+    bytes::Bytes,
+    cursor::Cursor,
+};
 
 /// The addresses of one family that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +21,28 @@ impl Prefix {
     #[inline(never)]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (network, length) = parse_cidr(text)?;
-        let mask = Address { high: ones(length.min(64)), low: ones(length.saturating_sub(64)) };
+        let (half, is_low) = length.checked_sub(64).map_or((length, false), |length| (length, true));
+        // So many ones, from the highest bit on.
+        let ones = !u64::MAX.checked_shr(half).unwrap_or(0);
+        let mask = if is_low { Address { high: u64::MAX, low: ones } } else { Address { high: ones, low: 0 } };
         (network.high & !mask.high | network.low & !mask.low == 0).then_some(Self { network, mask })
     }
 
-    /// The prefix of one port, as a number like an address.
-    #[must_use]
-    pub fn of_port(port: u16) -> Self {
-        Self { network: Address { high: 0, low: port.into() }, mask: Address { high: u64::MAX, low: u64::MAX } }
+    /// Appends it, in 32 bytes.
+    pub fn write(&self, to: &mut Bytes) {
+        let halves = [self.network.high, self.network.low, self.mask.high, self.mask.low];
+        to.extend(halves.map(u64::to_le_bytes).as_flattened());
+    }
+
+    /// The one that is written next; none where there are too few bytes.
+    #[inline(always)]
+    pub fn read(from: &mut Cursor<'_>) -> Option<Self> {
+        let bytes = from.chunk::<32>()?;
+        let [network_high, network_low, mask_high, mask_low] = *bytes.as_chunks().0 else { return None };
+        Some(Self {
+            network: Address { high: u64::from_le_bytes(network_high), low: u64::from_le_bytes(network_low) },
+            mask: Address { high: u64::from_le_bytes(mask_high), low: u64::from_le_bytes(mask_low) },
+        })
     }
 
     /// Whether the address is one of these.
@@ -32,13 +50,8 @@ impl Prefix {
     pub fn contains(&self, address: Address) -> bool {
         address.high & self.mask.high == self.network.high
             && address.low & self.mask.low == self.network.low
-            && address.is_ipv4() == self.network.is_ipv4()
+            && (!address.is_ipv4() || self.network.is_ipv4())
     }
-}
-
-/// So many ones, from the highest bit on.
-fn ones(count: u32) -> u64 {
-    !u64::MAX.checked_shr(count).unwrap_or(0)
 }
 
 #[cfg(test)]

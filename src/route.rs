@@ -1,62 +1,62 @@
-//! The routing rule: a connection's addresses → what becomes of it. Pure: no host, no allocation.
+//! The routing rule: a connection's addresses → what becomes of it. Pure: no host, and deciding allocates nothing.
 
 use crate::{
     address::{Address, Endpoint},
-    name,
+    bytes::Bytes,
+    cursor::Cursor,
+    filter_state, name,
     prefix::Prefix,
 };
-use alloc::vec::Vec;
-use core::slice::Iter;
 
 /// The routes in their order: the first that matches a connection decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The entries of all routes, one after the other.
-    pub entries: Vec<Entry>,
-    /// The clusters of all routes, side by side, as indices of [`Self::clusters`].
-    pub ways: Vec<usize>,
-    /// The server names of all routes and the messages of all clusters, side by side.
-    pub texts: Vec<u8>,
+    /// The routes, one after the other. A route is the entries of its criteria, in any order, each behind the criterion's
+    /// bit, and then, behind a [`tag`], where it sends a connection.
+    routes: Bytes,
+    /// The clusters of all routes, side by side, as places in [`Self::clusters`].
+    ways: Bytes,
+    /// Every cluster that the routes name, once.
+    clusters: Bytes,
     /// What becomes of a connection that no route matches.
     pub otherwise: Action,
     /// What becomes of a connection that cannot be decided, or whose override the host refuses.
     pub on_error: Action,
-    /// Every cluster that the routes name, once.
-    pub clusters: Vec<Cluster>,
-    /// The criteria that some route has, as the sum of their [`Criterion::bit`]s; what none asks for need not be read.
-    pub needs: u32,
+    /// The criteria that some route has, as the sum of their bits; what none asks for need not be read.
+    pub needs: u8,
 }
 
-/// An entry of a route: those of its criteria, in any order, then where it sends a connection. Of each criterion that has
-/// entries, one has to be met.
+/// What ends a route; no [`Criterion`] has these bits.
+mod tag {
+    pub const CLUSTERS: u8 = 0x10;
+    pub const CONTINUE: u8 = 0x20;
+    pub const DENY: u8 = 0x21;
+}
+
+/// Where a route sends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// A prefix of the source address, of the destination address or, in full length, of the destination port.
-    Prefix(Criterion, Prefix),
-    /// A server name that the client asks for (SNI), at this place of the table's texts.
-    Name(Range),
+pub enum Way {
     /// To the one of these of the table's ways at the index that is the source's last octet modulo their number.
-    Clusters(Range),
+    Clusters {
+        /// Where they begin.
+        start: usize,
+        /// Where the next ones begin.
+        end: usize,
+    },
     /// To no cluster of ours.
     Action(Action),
 }
 
-/// A part of one of the table's lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// Where it begins.
-    pub start: usize,
-    /// Where the next one begins.
-    pub end: usize,
-}
-
-/// A cluster, as a part of the table's texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cluster {
-    /// The message that overrides tcp_proxy's cluster, encoded once, at load.
-    pub message: Range,
-    /// Its name, with which the message ends.
-    pub name: Range,
+/// A cluster of a table's.
+pub struct Cluster<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// The message that overrides tcp_proxy's cluster with it, encoded once, at load.
+    pub message: &'a [u8],
+    /// The number that the filter has given it.
+    pub counter: usize,
+    /// The place of the next one.
+    pub next: usize,
 }
 
 /// What becomes of a connection that takes no cluster of ours.
@@ -80,35 +80,23 @@ pub struct Connection<'a> {
     pub name: &'a [u8],
 }
 
-impl Connection<'_> {
-    /// An address, or the destination port as a number like them.
-    fn number(&self, criterion: Criterion) -> Option<Address> {
-        let endpoint = if criterion == Criterion::Source { &self.source } else { &self.destination }.as_ref()?;
-        Some(if criterion == Criterion::DestinationPorts {
-            Address { high: 0, low: endpoint.port.into() }
-        } else {
-            endpoint.address
-        })
-    }
-}
-
-/// What a route or a table can ask for.
+/// What a route or a table can ask for: one bit, of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Criterion {
     /// `source`.
-    Source,
+    Source = 1,
     /// `destination`.
-    Destination,
+    Destination = 2,
     /// `destination_ports`.
-    DestinationPorts,
+    DestinationPorts = 4,
     /// `sni`.
-    Sni,
+    Sni = 8,
 }
 
 /// What becomes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It takes the cluster of this index of the table's.
+    /// It takes the cluster at this place of the table's.
     Cluster(usize),
     /// A route's or the table's action.
     Action(Action),
@@ -116,34 +104,102 @@ pub enum Decision {
     Unreadable(Criterion),
 }
 
-impl Criterion {
-    /// One bit, of its own.
-    #[must_use]
-    pub fn bit(self) -> u32 {
-        1_u32.wrapping_shl(self as u32)
-    }
-}
-
 /// Without routes, and with what the fields mean that a configuration does not give.
 impl Default for Table {
     fn default() -> Self {
         Self {
-            entries: Vec::new(),
-            ways: Vec::new(),
-            texts: Vec::new(),
+            routes: Bytes::default(),
+            ways: Bytes::default(),
+            clusters: Bytes::default(),
             otherwise: Action::Continue,
             on_error: Action::Deny,
-            clusters: Vec::new(),
             needs: 0,
         }
     }
 }
 
 impl Table {
+    /// Adds to the route that is being written a prefix of the source or the destination address.
+    pub fn add_prefix(&mut self, criterion: Criterion, prefix: &Prefix) {
+        self.routes.push(criterion as u8);
+        prefix.write(&mut self.routes);
+    }
+
+    /// Adds to the route that is being written a destination port.
+    pub fn add_port(&mut self, port: u32) {
+        self.routes.push(Criterion::DestinationPorts as u8);
+        self.routes.push_word(port as usize);
+    }
+
+    /// Adds to the route that is being written a server name that the client asks for (SNI).
+    pub fn add_name(&mut self, pattern: &[u8]) {
+        self.routes.push(Criterion::Sni as u8);
+        self.routes.push_word(pattern.len());
+        self.routes.extend(pattern);
+    }
+
+    /// Where the next way will be.
+    #[must_use]
+    pub fn next_way(&self) -> usize {
+        self.ways.len()
+    }
+
+    /// Adds a way, to the cluster at this place.
+    pub fn add_way(&mut self, cluster: usize) {
+        self.ways.push_word(cluster);
+    }
+
+    /// Ends the route that is being written: to the clusters of the ways from this one on.
+    pub fn end_with_clusters(&mut self, start: usize) {
+        self.routes.push(tag::CLUSTERS);
+        self.routes.push_word(start);
+        self.routes.push_word(self.ways.len());
+    }
+
+    /// Ends the route that is being written: to no cluster of ours.
+    pub fn end_with_action(&mut self, action: Action) {
+        self.routes.push(match action {
+            Action::Continue => tag::CONTINUE,
+            Action::Deny => tag::DENY,
+        });
+    }
+
+    /// Adds a cluster, behind the last one; its place.
+    pub fn add_cluster(&mut self, name: &[u8]) -> usize {
+        let start = self.clusters.len();
+        self.clusters.push_word(0);
+        self.clusters.push_word(name.len());
+        filter_state::encode(name, &mut self.clusters);
+        start
+    }
+
+    /// Gives the cluster at this place a number.
+    pub fn set_counter(&mut self, cluster: usize, counter: usize) {
+        self.clusters.set_word(cluster, counter);
+    }
+
+    /// The cluster at this place: the first one is at 0, and from [`Self::end_of_clusters`] on there is an empty one, whose
+    /// message the host refuses.
+    #[must_use]
+    #[inline(never)]
+    pub fn cluster(&self, place: usize) -> Cluster<'_> {
+        let mut rest = Cursor(self.clusters.get(place..).unwrap_or_default());
+        let (counter, length) = (rest.word().unwrap_or(0), rest.word().unwrap_or(0));
+        let message = rest.bytes(filter_state::size(length));
+        let name = message.len().checked_sub(length).and_then(|start| message.get(start..)).unwrap_or_default();
+        Cluster { name, message, counter, next: self.clusters.len().wrapping_sub(rest.0.len()) }
+    }
+
+    /// The place behind the last cluster.
+    #[must_use]
+    pub fn end_of_clusters(&self) -> usize {
+        self.clusters.len()
+    }
+
     /// Whether some route asks for the destination.
     #[must_use]
     pub fn needs_destination(&self) -> bool {
-        self.needs & (Criterion::Destination.bit() | Criterion::DestinationPorts.bit()) != 0
+        self.needs & (Criterion::Destination as u8 | Criterion::DestinationPorts as u8) != 0
     }
 
     /// What becomes of the connection. What cannot be read decides before any route, so that no deny is missed.
@@ -154,64 +210,74 @@ impl Table {
         if self.needs_destination() && connection.destination.is_none() {
             return Decision::Unreadable(Criterion::Destination);
         }
-        let mut entries = self.entries.iter();
-        let mut action = self.otherwise;
-        while let Some((last, unmet)) = self.route(&mut entries, connection) {
+        let mut rest = self.routes();
+        while let Some((way, unmet)) = route(&mut rest, connection) {
             if unmet == 0 {
-                match *last {
-                    Entry::Clusters(ways) => return self.cluster(ways, source.address),
-                    Entry::Action(of_route) => action = of_route,
-                    _ => {}
-                }
-                break;
+                return match way {
+                    Way::Clusters { start, end } => self.way(start, end, source.address),
+                    Way::Action(action) => Decision::Action(action),
+                };
             }
         }
-        Decision::Action(action)
+        Decision::Action(self.otherwise)
     }
 
-    /// The name of the cluster of this index.
+    fn way(&self, start: usize, end: usize, source: Address) -> Decision {
+        let ways = self.ways.get(start..end).unwrap_or_default();
+        let index = usize::from(source.last_octet()).checked_rem(ways.len() / 4).unwrap_or(0);
+        let mut way = Cursor(ways.get(index.wrapping_mul(4)..).unwrap_or_default());
+        Decision::Cluster(way.word().unwrap_or(usize::MAX))
+    }
+
+    /// What [`route`] reads.
     #[must_use]
-    pub fn name(&self, cluster: usize) -> &[u8] {
-        self.clusters.get(cluster).map_or(&[], |cluster| self.text(cluster.name))
+    pub fn routes(&self) -> Cursor<'_> {
+        Cursor(&self.routes)
     }
+}
 
-    /// The message that overrides tcp_proxy's cluster with that of this index; empty, which the host refuses, where there
-    /// is none.
-    #[must_use]
-    pub fn message(&self, cluster: usize) -> &[u8] {
-        self.clusters.get(cluster).map_or(&[], |cluster| self.text(cluster.message))
-    }
-
-    #[inline(never)]
-    fn text(&self, place: Range) -> &[u8] {
-        self.texts.get(place.start..place.end).unwrap_or_default()
-    }
-
-    fn cluster(&self, ways: Range, source: Address) -> Decision {
-        let ways = self.ways.get(ways.start..ways.end).unwrap_or_default();
-        let index = usize::from(source.last_octet()).checked_rem(ways.len());
-        Decision::Cluster(index.and_then(|index| ways.get(index)).map_or(usize::MAX, |&way| way))
-    }
-
-    /// The last entry of the next route, and the bits of those of its criteria that the connection does not meet.
-    pub fn route<'a>(&self, entries: &mut Iter<'a, Entry>, connection: &Connection<'_>) -> Option<(&'a Entry, u32)> {
-        let (mut given, mut met) = (0, 0);
-        loop {
-            let entry = entries.next()?;
-            let (criterion, meets) = match entry {
-                Entry::Prefix(criterion, prefix) => {
-                    (*criterion, connection.number(*criterion).is_some_and(|number| prefix.contains(number)))
-                }
-                Entry::Name(place) => (Criterion::Sni, name::matches(self.text(*place), connection.name)),
-                Entry::Clusters(_) | Entry::Action(_) => return Some((entry, given & !met)),
-            };
-            given |= criterion.bit();
-            if meets {
-                met |= criterion.bit();
+/// Where the next route of a table sends a connection, and the bits of those of its criteria that the connection does not
+/// meet: of each criterion that has entries, one has to be met.
+///
+/// This is what every connection goes through. So it calls nothing but for a server name: V8 need not inline anything, and what
+/// is left of the routes stays in registers.
+#[inline(always)]
+pub fn route(routes: &mut Cursor<'_>, connection: &Connection<'_>) -> Option<(Way, u8)> {
+    let (mut given, mut met) = (0, 0);
+    loop {
+        let [tag] = *routes.chunk()?;
+        let meets = match tag {
+            tag::CLUSTERS => {
+                return Some((Way::Clusters { start: routes.word()?, end: routes.word()? }, given & !met));
             }
+            tag::CONTINUE => return Some((Way::Action(Action::Continue), given & !met)),
+            tag::DENY => return Some((Way::Action(Action::Deny), given & !met)),
+            SNI => {
+                let length = routes.word()?;
+                let (pattern, rest) = routes.0.split_at_checked(length)?;
+                routes.0 = rest;
+                name::matches(pattern, connection.name)
+            }
+            DESTINATION_PORTS => {
+                let port = routes.word()?;
+                connection.destination.is_some_and(|destination| destination.port as usize == port)
+            }
+            _ => {
+                let prefix = Prefix::read(routes)?;
+                let endpoint = if tag == SOURCE { &connection.source } else { &connection.destination };
+                endpoint.as_ref().is_some_and(|endpoint| prefix.contains(endpoint.address))
+            }
+        };
+        given |= tag;
+        if meets {
+            met |= tag;
         }
     }
 }
+
+const SOURCE: u8 = Criterion::Source as u8;
+const DESTINATION_PORTS: u8 = Criterion::DestinationPorts as u8;
+const SNI: u8 = Criterion::Sni as u8;
 
 #[cfg(test)]
 mod tests {
@@ -225,7 +291,7 @@ mod tests {
 
     fn cluster<'a>(table: &'a Table, source: &str, destination: &str) -> &'a str {
         match table.decide(&connection(source, destination, "")) {
-            Decision::Cluster(index) => core::str::from_utf8(table.name(index)).unwrap(),
+            Decision::Cluster(place) => core::str::from_utf8(table.cluster(place).name).unwrap(),
             other => panic!("{source} → {destination}: {other:?}"),
         }
     }

@@ -21,9 +21,11 @@ impl Context for Root {}
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         // What is refused leaves the plugin that is there.
-        let plugin = Plugin::configure(size).map(Rc::from);
-        let configured = plugin.is_some();
-        self.plugin = plugin.or(self.plugin.take());
+        let mut plugin = Plugin::default();
+        let configured = plugin.configure(size);
+        if configured {
+            self.plugin = Some(Rc::new(plugin));
+        }
         configured
     }
 

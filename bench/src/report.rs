@@ -54,11 +54,12 @@ impl Figure {
     }
 }
 
-/// Median and quartiles.
+/// Median, quartiles, and between which values the true median is with a confidence of 95 %.
 #[derive(Clone, Copy)]
 struct Summary {
     median: f64,
     quartiles: [f64; 2],
+    interval: [f64; 2],
 }
 
 impl Summary {
@@ -69,16 +70,23 @@ impl Summary {
             let (low, high) = (samples[place.floor() as usize], samples[place.ceil() as usize]);
             low + (high - low) * place.fract()
         };
-        Self { median: at(0.5), quartiles: [at(0.25), at(0.75)] }
+        // By the samples' ranks, which holds whatever their distribution is.
+        let margin = 0.98 / (samples.len() as f64).sqrt();
+        let interval = [at((0.5 - margin).max(0.0)), at((0.5 + margin).min(1.0))];
+        Self { median: at(0.5), quartiles: [at(0.25), at(0.75)], interval }
     }
 
     fn show(self, decimals: usize) -> String {
-        format!("{:.decimals$} ±{:.decimals$}", self.median, (self.quartiles[1] - self.quartiles[0]) / 2.0)
+        format!("{:.decimals$} ±{:.decimals$}", self.median, (self.interval[1] - self.interval[0]) / 2.0)
     }
 
     fn json(self) -> Value {
         let round = |number: f64| (number * 1e3).round() / 1e3;
-        json!({ "median": round(self.median), "quartiles": self.quartiles.map(round) })
+        json!({
+            "median": round(self.median),
+            "quartiles": self.quartiles.map(round),
+            "interval_95": self.interval.map(round),
+        })
     }
 }
 

@@ -64,7 +64,7 @@ fn ours(config: &str, source: Option<SocketAddr>, destination: Option<SocketAddr
     let (source, destination) = (read(source), read(destination));
     let table = config::parse(config.as_bytes()).unwrap();
     match table.decide(&Connection { source, destination, name: name.as_bytes() }) {
-        Decision::Cluster(index) => format!("cluster {}", String::from_utf8_lossy(table.name(index))),
+        Decision::Cluster(place) => format!("cluster {}", String::from_utf8_lossy(table.cluster(place).name)),
         Decision::Action(action) => word(action).to_owned(),
         Decision::Unreadable(_) => word(table.on_error).to_owned(),
     }

@@ -224,7 +224,7 @@ fn a_client_without_an_ip_address_keeps_the_cluster_and_one_warning_says_so() ->
     assert_eq!((envoy.stat("wasmcustom.sluice.unreadable")?, envoy.stat("wasmcustom.sluice.continued")?), (1, 1));
     let line = only_wasm_line(&envoy);
     assert!(
-        line.contains("[warning]") && line.ends_with("is no IP address and port, tcp_proxy's own cluster stays"),
+        line.contains("[warning]") && line.ends_with("is no IP address and port, tcp_proxy's cluster stays"),
         "{line}"
     );
     Ok(())

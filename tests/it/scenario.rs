@@ -136,10 +136,10 @@ fn every_scenario_holds_natively() {
                 name: name.as_bytes(),
             };
             let decided = match table.decide(&connection) {
-                Decision::Cluster(index) => Cluster(
+                Decision::Cluster(place) => Cluster(
                     SCENARIO_CLUSTERS
                         .into_iter()
-                        .find(|known| known.as_bytes() == table.name(index))
+                        .find(|known| known.as_bytes() == table.cluster(place).name)
                         .expect("a known cluster"),
                 ),
                 Decision::Action(Action::Continue) => Own,

@@ -5,6 +5,7 @@ mod compiler;
 mod demo;
 mod docker;
 mod engine;
+mod inlining;
 mod lint;
 mod mesh;
 mod module;

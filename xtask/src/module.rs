@@ -1,6 +1,6 @@
 //! The shipped module: compiled for size, its exports trimmed, optimised by Binaryen.
 
-use crate::{compiler, root};
+use crate::{compiler, inlining, root};
 use anyhow::{Context, Result, ensure};
 use std::{
     env, fs,
@@ -23,7 +23,7 @@ const EXPORTS: [&str; 7] = [
 ];
 
 /// What the module is made from, beside the compiler.
-const INPUTS: [&str; 9] = [
+const INPUTS: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
     "build.rs",
@@ -31,6 +31,7 @@ const INPUTS: [&str; 9] = [
     "rust-toolchain.toml",
     "src",
     "xtask/src/compiler.rs",
+    "xtask/src/inlining.rs",
     "xtask/src/module.rs",
     "xtask/Cargo.toml",
 ];
@@ -74,6 +75,8 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     if steps == Steps::All {
         module = optimise(&module)?;
         println!("{:>7} bytes  wasm-opt", module.len());
+        module = inlining::prevent(&module)?;
+        println!("{:>7} bytes  calls that V8 must not inline", module.len());
     }
     fs::create_dir_all(path.parent().context("the module's path has no folder")?)?;
     let aside = path.with_extension("partial");
@@ -222,25 +225,20 @@ fn trim(module: &[u8]) -> Result<Vec<u8>> {
     Ok(module.emit_wasm())
 }
 
-/// Functions of one caller are left as they are from so many bytes on: V8 takes more memory to compile a large function than
-/// to compile its parts, and keeps some of it.
-#[cfg(feature = "wasm-opt")]
-const ONE_CALLER: u32 = 100;
-
 #[cfg(feature = "wasm-opt")]
 fn optimise(module: &[u8]) -> Result<Vec<u8>> {
     use wasm_opt::{Feature, OptimizationOptions, Pass};
 
-    // Control flow is taken apart and put together anew before the usual passes: smaller, and V8 compiles it sooner.
+    // Between the usual passes control flow is taken apart and put together anew, which makes it smaller.
     let mut anew = OptimizationOptions::new_opt_level_0();
     anew.add_default_passes(false).add_pass(Pass::Flatten).add_pass(Pass::Rereloop);
     let mut small = OptimizationOptions::new_optimize_for_size_aggressively();
-    small.set_converge().one_caller_inline_max_size(ONE_CALLER);
+    small.set_converge();
 
     let folder = tempfile::tempdir()?;
     let (input, output) = (folder.path().join("input.wasm"), folder.path().join("output.wasm"));
     fs::write(&input, module)?;
-    for mut options in [anew, small] {
+    for mut options in [small.clone(), anew, small] {
         // What rustc emits for this target by default; Binaryen refuses what it was not told of.
         for feature in [Feature::BulkMemory, Feature::Multivalue, Feature::ReferenceTypes, Feature::TruncSat] {
             options.enable_feature(feature);

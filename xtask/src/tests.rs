@@ -18,6 +18,7 @@ pub fn run() -> Result<()> {
     module::plain()?;
     let envoy = envoy::program()?;
     println!("Envoy: {}", envoy::version(&envoy)?);
+    compiler::cargo(&sh).args(["test", "--locked", "--package", "xtask"]).run()?;
     compiler::cargo(&sh)
         .args(["test", "--locked", "--", "--include-ignored"])
         .args(ELSEWHERE.iter().flat_map(|module| ["--skip", module]))
