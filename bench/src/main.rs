@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use measure::{Connections, Running};
 use report::{Figure, Report};
 use std::{env, net::SocketAddr, path::Path, process::ExitCode, time::Duration};
-use testbed::envoy;
+use testbed::{config, envoy};
 use variant::Variant;
 
 const WORKERS: [(u32, Figure, Figure); 2] =
@@ -50,7 +50,7 @@ fn run() -> Result<()> {
             variants.push(Variant::module("plain cargo build, preset".into(), plain, "")?);
             variants.push(Variant::module("sluice, preset".into(), shipped, "")?);
             for routes in ROUTES {
-                let table = variant::table_of(routes);
+                let table = config::table_of(routes);
                 variants.push(Variant::module(format!("sluice, {routes} routes"), shipped, &table)?);
             }
             let peers = Variant::peers()?;

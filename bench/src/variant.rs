@@ -85,12 +85,3 @@ impl Variant {
         Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)
     }
 }
-
-/// A table of so many routes with a source prefix each; only the last one, which has none, matches what the bench sends.
-pub fn table_of(routes: usize) -> String {
-    let mut list: Vec<Value> = (1..routes)
-        .map(|index| json!({"match": {"source": [format!("172.{}.{}.0/24", 16 + index / 256, index % 256)]}, "clusters": ["a", "b"]}))
-        .collect();
-    list.push(json!({"clusters": ["egress1", "egress2"]}));
-    json!({ "routes": list }).to_string()
-}

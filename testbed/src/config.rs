@@ -64,3 +64,13 @@ impl Config {
 pub fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
+
+/// A table of so many routes with a source prefix each; the last one, which has none, alone matches what comes from elsewhere
+/// than 172.16.0.0/12.
+#[must_use]
+pub fn table_of(routes: usize) -> String {
+    let prefixes = (1..routes).map(|index| format!("172.{}.{}.0/24", 16 + index / 256, index % 256));
+    let others: String =
+        prefixes.map(|prefix| format!(r#"{{"clusters":["a","b"],"match":{{"source":["{prefix}"]}}}},"#)).collect();
+    format!(r#"{{"routes":[{others}{{"clusters":["egress1","egress2"]}}]}}"#)
+}

@@ -1,8 +1,9 @@
 //! What the shipped module executes and what memory it takes: figures that are the same on every machine. `make bench`
 //! measures time.
 
-use crate::{decision::table_of, host::Vm, shipped};
+use crate::{host::Vm, shipped};
 use std::{env, fmt::Write, fs};
+use testbed::config::table_of;
 
 const ROOT: u32 = 1;
 const STREAM: u32 = 2;

@@ -9,6 +9,7 @@ use sluice::{
     route::{Action, Connection, Decision},
 };
 use std::net::{IpAddr, SocketAddr};
+use testbed::config::table_of;
 
 /// The words, step by step, on the JSON itself.
 fn model(config: &Value, source: Option<SocketAddr>, destination: Option<SocketAddr>, name: &str) -> String {
@@ -167,15 +168,6 @@ proptest! {
         let expected = model(&config, source, destination, name);
         prop_assert_eq!(ours(&config.to_string(), source, destination, name), expected, "{}", config);
     }
-}
-
-/// A table whose last route alone matches 10.0.0.2, of so many routes.
-pub fn table_of(routes: usize) -> String {
-    let mut list: Vec<Value> = (1..routes)
-        .map(|index| json!({"match": {"source": [format!("172.{}.{}.0/24", 16 + index / 256, index % 256)]}, "clusters": ["a", "b"]}))
-        .collect();
-    list.push(json!({"clusters": ["egress1", "egress2"]}));
-    json!({"routes": list}).to_string()
 }
 
 #[test]

@@ -2,12 +2,12 @@
 //! dispatcher. What holds for the filter is asked of both.
 
 use crate::{
-    decision::table_of,
     host::{Call, DEBUG, ERROR, Host, INFO, STATUSES, Vm, WARN},
     plain,
     scenario::{Outcome, SCENARIOS, as_struct},
     shipped,
 };
+use testbed::config::table_of;
 
 const ROOT: u32 = 1;
 const STREAM: u32 = 2;

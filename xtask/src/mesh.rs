@@ -1,14 +1,14 @@
 //! `make test-mesh`: Kubernetes, Istio and their tools are built once, as tests/mesh names them, then cargo runs the tests
 //! that need them.
 
-use crate::{module, root, tests};
+use crate::{root, tests};
 use anyhow::{Context, Result, ensure};
 use std::{
     env, fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
 };
-use testbed::{envoy, network};
+use testbed::network;
 use xshell::{Shell, cmd};
 
 /// The Go modules whose tools these are.
@@ -26,15 +26,11 @@ pub fn run() -> Result<()> {
         println!("{} tests skipped", tests::group("mesh::", Some(&hindrance), &[])?);
         return Ok(());
     }
-    module::shipped()?;
+    let (_, mut environment) = tests::ready()?;
     let root = root()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
-    let envoy = envoy::program()?;
-    println!("Envoy: {}", envoy::version(&envoy)?);
-    let tools = tools(&sh, &root)?;
-    let environment =
-        [("ENVOY", envoy.into()), ("SLUICE_MESH_TOOLS", tools.into()), ("SLUICE_XTASK", env::current_exe()?.into())];
+    environment.push(("SLUICE_MESH_TOOLS", tools(&sh, &root)?.into()));
     tests::group("mesh::", None, &environment).map(drop)
 }
 

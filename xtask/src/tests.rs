@@ -2,7 +2,7 @@
 
 use crate::{compiler, engine::Engine, module, root, tools};
 use anyhow::Result;
-use std::{env, ffi::OsString};
+use std::{env, ffi::OsString, path::PathBuf};
 use testbed::{envoy, network};
 use xshell::{Shell, cmd};
 
@@ -14,28 +14,30 @@ pub fn run() -> Result<()> {
     let root = root()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
-    module::shipped()?;
+    let (_, environment) = ready()?;
     module::plain()?;
-    let envoy = envoy::program()?;
-    println!("Envoy: {}", envoy::version(&envoy)?);
     compiler::cargo(&sh).args(["test", "--locked", "--package", "xtask"]).run()?;
     compiler::cargo(&sh)
         .args(["test", "--locked", "--", "--include-ignored"])
         .args(ELSEWHERE.iter().flat_map(|module| ["--skip", module]))
-        .env("ENVOY", envoy)
-        .env("SLUICE_XTASK", env::current_exe()?)
+        .envs(environment)
         .run()?;
     Ok(())
+}
+
+/// Builds the shipped module if it is stale and gets Envoy, and the environment by which the tests find what they run.
+pub fn ready() -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
+    module::shipped()?;
+    let envoy = envoy::program()?;
+    println!("Envoy: {}", envoy::version(&envoy)?);
+    let environment = vec![("ENVOY", envoy.clone().into()), ("SLUICE_XTASK", env::current_exe()?.into())];
+    Ok((envoy, environment))
 }
 
 /// Runs the tests in network namespaces and those on a Docker engine. What cannot run here is shown as ignored, and a
 /// line before says why.
 pub fn docker() -> Result<()> {
-    module::shipped()?;
-    let envoy = envoy::program()?;
-    println!("Envoy: {}", envoy::version(&envoy)?);
-    let mut environment: Vec<(&str, OsString)> =
-        vec![("ENVOY", envoy.clone().into()), ("SLUICE_XTASK", env::current_exe()?.into())];
+    let (envoy, mut environment) = ready()?;
     let mut skipped = group("way::", network::hindrance().as_deref(), &environment)?;
 
     match Engine::start(&envoy)? {
