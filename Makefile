@@ -23,7 +23,7 @@ oci: ; $(CARGO) $(WITH_WASM_OPT) oci
 oci-push: ; $(CARGO) $(WITH_WASM_OPT) oci-push $(or $(REF),$(error REF=REGISTRY/NAME:TAG is missing))
 verify: ; @$(CARGO) run --quiet --package xtask --features verify -- verify $(TO)
 regen-proto: ; $(CARGO) run --package xtask --features proto -- regen-proto
-check-readme: ; $(CARGO) test --test it -- tidy
+check-readme: ; $(CARGO) test --test native -- tidy
 coverage: ; $(CARGO) xtask coverage
 audit: ; $(CARGO) xtask audit
 bench: ; $(CARGO) $(WITH_WASM_OPT) bench

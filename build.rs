@@ -1,4 +1,4 @@
-//! protos/ → the bindings in OUT_DIR, with a compiler in Rust: no protoc on the machine.
+//! Generates the bindings of `protos/` into OUT_DIR. The compiler is a Rust crate, so the machine needs no protoc.
 
 use std::{env, error::Error, path::PathBuf};
 

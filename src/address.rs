@@ -1,132 +1,135 @@
-//! Envoy's address text → address and port.
+//! IP addresses, and the text form in which Envoy passes them: `10.0.0.2:1234` or `[2001:db8::3]:443`.
 //!
-//! Envoy writes `10.0.0.2:1234` and `[2001:db8::3]:443`; pipes, internal listeners and addresses with a zone id look
-//! different and are no IP address here. Hand-written because the parser of `core::net` is 1.1 KB larger in the module.
+//! Pipes, internal listeners and addresses with a zone id have other forms and are not IP addresses here. The parser is
+//! hand-written because the one of `core::net` adds 1.1 KB to the module; the tests compare the two.
 
 use crate::cursor::Cursor;
 
-/// An IP address as the number of its IPv6 form: an IPv4 address is the IPv6 one that it is embedded in
-/// (`::ffff:10.0.0.1`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Address {
-    /// The first eight bytes.
-    pub high: u64,
-    /// The last eight bytes.
-    pub low: u64,
+/// An IP address as a 128-bit number. An IPv4 address is stored IPv4-mapped (`::ffff:10.0.0.1`), so both spellings are the
+/// same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address(pub u128);
+
+/// An IP address and a TCP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The IP address.
+    pub address: Address,
+    /// The TCP port.
+    pub port: u16,
 }
 
-/// An IP address and a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The address.
-    pub address: Address,
-    /// The port.
-    pub port: u32,
+/// How an IP address was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notation {
+    /// As a dotted quad, `10.0.0.1`.
+    DottedQuad,
+    /// As groups of hexadecimal digits, `2001:db8::1`; the last two may be a dotted quad.
+    Groups,
 }
+
+/// The length of the prefix `::ffff:0:0/96`, which all IPv4-mapped addresses share.
+pub const IPV4_PREFIX_LENGTH: u32 = 96;
 
 impl Address {
-    /// The last octet of an IPv4 address, the last byte of an IPv6 one.
+    /// Wraps the 32 bits of an IPv4 address.
+    #[must_use]
+    pub fn from_ipv4(bits: u32) -> Self {
+        Self(0xffff << 32 | bits as u128)
+    }
+
+    /// Returns the last octet of an IPv4 address, or the last byte of an IPv6 address.
     #[must_use]
     pub fn last_octet(self) -> u8 {
-        let [octet, ..] = self.low.to_le_bytes();
+        let [octet, ..] = self.0.to_le_bytes();
         octet
     }
 
-    /// Whether it is an IPv4 address.
+    /// Returns whether this is an IPv4 address.
     #[must_use]
     pub fn is_ipv4(self) -> bool {
-        self.high == 0 && self.low >> 32 == 0xffff
+        self.0 >> 32 == 0xffff
     }
 }
 
-/// The address and port that the text stands for; none where it is anything else than an IP address and a port.
+/// Parses an address and a port in Envoy's form, or returns `None` for anything else.
 #[must_use]
 #[inline(never)]
-pub fn parse(text: &[u8]) -> Option<Endpoint> {
-    let mut text = Cursor(text);
-    let bracketed = text.take(b'[');
-    let (address, is_quad) = ip(&mut text)?;
-    if bracketed == is_quad || bracketed && !text.take(b']') || !text.take(b':') {
+pub fn parse_endpoint(text: &[u8]) -> Option<Endpoint> {
+    let mut cursor = Cursor::new(text);
+    let bracketed = cursor.take(b'[');
+    let (address, notation) = parse_ip(&mut cursor)?;
+    if bracketed != (notation == Notation::Groups) || bracketed && !cursor.take(b']') || !cursor.take(b':') {
         return None;
     }
-    let port = text.number(10, 65_535);
-    (port <= 65_535 && text.0.is_empty()).then_some(Endpoint { address, port })
+    let port = u16::try_from(cursor.number(10, 65_535)?).ok()?;
+    cursor.rest.is_empty().then_some(Endpoint { address, port })
 }
 
-/// The network and the length that a CIDR's text stands for, whatever the network's host bits; the length is that of the
-/// IPv6 form. None for an IPv6 prefix of embedded IPv4 addresses too.
-#[must_use]
-pub fn parse_cidr(text: &[u8]) -> Option<(Address, u32)> {
-    let mut text = Cursor(text);
-    let (address, is_quad) = ip(&mut text)?;
-    if !text.take(b'/') || address.is_ipv4() != is_quad {
-        return None;
-    }
-    let width = if is_quad { 32 } else { 128 };
-    let length = text.decimal(width);
-    (length <= width && text.0.is_empty()).then_some((address, length.wrapping_add(128).wrapping_sub(width)))
-}
-
-/// An IP address without brackets and zone id, and whether it is written as a dotted quad.
+/// Parses an IP address without brackets and zone id, and leaves what follows it unread.
 #[inline(never)]
-fn ip(text: &mut Cursor<'_>) -> Option<(Address, bool)> {
-    // The groups that are written, and how many of them stand before "::", or 8 where there is none.
-    let (mut groups, mut count, mut head) = ([0; 8], 0_usize, 8);
+pub fn parse_ip(cursor: &mut Cursor<'_>) -> Option<(Address, Notation)> {
+    // The groups read since the start or since "::", and the number of all groups read.
+    let (mut groups, mut count) = (0_u128, 0_u32);
+    // The groups before "::", and their number.
+    let mut before_gap = None;
     while count < 8 {
-        if head == 8 && text.0.starts_with(b"::") {
-            text.bytes(2);
-            head = count;
-        } else if count > 0 && !text.take(b':') {
+        let mut gap_ends_here = false;
+        if before_gap.is_none() && cursor.rest.starts_with(b"::") {
+            cursor.take(b':');
+            cursor.take(b':');
+            before_gap = Some((groups, count));
+            groups = 0;
+            gap_ends_here = true;
+        } else if count > 0 && !cursor.take(b':') {
             break;
         }
-        let start = *text;
-        let group = text.number(16, 0xffff);
-        if text.0.first() == Some(&b'.') {
-            *text = start;
-            let quad = quad(text)?;
-            if count == 0 && head == 8 {
-                return Some((Address { high: 0, low: 0xffff_0000_0000 | u64::from(quad) }, true));
+        let start = *cursor;
+        let group = cursor.number(16, 0xffff);
+        if cursor.peek() == Some(b'.') {
+            *cursor = start;
+            let quad = parse_dotted_quad(cursor)?;
+            if count == 0 && before_gap.is_none() {
+                return Some((Address::from_ipv4(quad), Notation::DottedQuad));
             }
-            *groups.get_mut(count)? = quad >> 16;
-            *groups.get_mut(count.wrapping_add(1))? = quad & 0xffff;
+            groups = groups << 32 | u128::from(quad);
             count = count.wrapping_add(2);
-            break; // it ends the text
+            break; // a dotted quad is always last
         }
-        let digits = start.0.len().wrapping_sub(text.0.len());
-        if digits == 0 && count == head {
-            break; // "::" ends the text
+        let digits = start.rest.len().wrapping_sub(cursor.rest.len());
+        if digits == 0 && gap_ends_here {
+            break; // the address ends with "::"
         }
-        if group > 0xffff || digits > 4 {
+        if digits > 4 {
             return None;
         }
-        *groups.get_mut(count)? = group;
+        groups = groups << 16 | u128::from(group?);
         count = count.wrapping_add(1);
     }
-    // "::" stands for one group at least.
-    if (count == 8) != (head == 8) {
-        return None;
+    match before_gap {
+        None if count == 8 => Some((Address(groups), Notation::Groups)),
+        // "::" stands for at least one group.
+        Some((mut head, mut position)) if count < 8 => {
+            while position < 8 {
+                head <<= 16;
+                position = position.wrapping_add(1);
+            }
+            Some((Address(head | groups), Notation::Groups))
+        }
+        _ => None,
     }
-    let mut address = Address::default();
-    for place in 0_usize..8 {
-        let tail = place.wrapping_add(count).checked_sub(8).filter(|&place| place >= head);
-        let place = if place < head { Some(place) } else { tail };
-        let group = place.and_then(|place| groups.get(place)).map_or(0, |&group| group);
-        address.high = address.high << 16 | address.low >> 48;
-        address.low = address.low << 16 | u64::from(group);
-    }
-    Some((address, false))
 }
 
-/// A dotted quad, without leading zeros.
-fn quad(text: &mut Cursor<'_>) -> Option<u32> {
-    let mut address: u32 = 0;
-    for place in 0..4 {
-        if place > 0 && !text.take(b'.') {
+/// Parses a dotted quad without leading zeros.
+fn parse_dotted_quad(cursor: &mut Cursor<'_>) -> Option<u32> {
+    let mut quad = 0;
+    for index in 0..4 {
+        if index > 0 && !cursor.take(b'.') {
             return None;
         }
-        address = address << 8 | u32::from(u8::try_from(text.decimal(255)).ok()?);
+        quad = quad << 8 | cursor.decimal(255)?;
     }
-    Some(address)
+    Some(quad)
 }
 
 #[cfg(test)]
@@ -140,11 +143,11 @@ mod tests {
     };
 
     fn octet(text: &str) -> Option<u8> {
-        parse(text.as_bytes()).map(|endpoint| endpoint.address.last_octet())
+        parse_endpoint(text.as_bytes()).map(|endpoint| endpoint.address.last_octet())
     }
 
     #[test]
-    fn the_last_octet_of_what_envoy_writes() {
+    fn last_octet_of_addresses_in_envoys_form() {
         for (text, expected) in [
             ("10.0.0.2:1234", 2),
             ("10.0.0.255:0", 255),
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ip_address_is_none() {
+    fn other_texts_are_rejected() {
         for text in [
             "",
             ":",
@@ -210,13 +213,13 @@ mod tests {
             "\0",
             "10.0.0.2\0:1",
         ] {
-            assert_eq!(parse(text.as_bytes()), None, "{text}");
+            assert_eq!(parse_endpoint(text.as_bytes()), None, "{text}");
         }
-        assert_eq!(parse(b"10.0.0.\xff:1"), None);
-        assert_eq!(parse(&[b'['; 65536]), None);
+        assert_eq!(parse_endpoint(b"10.0.0.\xff:1"), None);
+        assert_eq!(parse_endpoint(&[b'['; 65536]), None);
     }
 
-    /// What the standard library reads, less the zone ids that it takes.
+    /// The standard library's result. It accepts zone ids, which we do not.
     fn by_std(text: &[u8]) -> Option<Endpoint> {
         let text = core::str::from_utf8(text).ok().filter(|text| !text.contains('%'))?;
         text.parse().ok().map(endpoint)
@@ -227,26 +230,25 @@ mod tests {
             IpAddr::V4(ip) => u128::from(ip.to_ipv6_mapped()),
             IpAddr::V6(ip) => u128::from(ip),
         };
-        let address = Address { high: (address >> 64) as u64, low: address as u64 };
-        Endpoint { address, port: from.port().into() }
+        Endpoint { address: Address(address), port: from.port() }
     }
 
     proptest::proptest! {
         #[test]
-        fn every_address_is_read_as_std_reads_it(ip: IpAddr, port: u16) {
+        fn every_address_parses_as_in_std(ip: IpAddr, port: u16) {
             let text = SocketAddr::new(ip, port).to_string();
-            proptest::prop_assert_eq!(parse(text.as_bytes()), Some(endpoint(SocketAddr::new(ip, port))));
+            proptest::prop_assert_eq!(parse_endpoint(text.as_bytes()), Some(endpoint(SocketAddr::new(ip, port))));
         }
 
         #[test]
-        fn text_that_is_almost_an_address_is_read_as_std_reads_it(
+        fn text_close_to_an_address_parses_as_in_std(
             text in r"\[?([0-9a-f]{0,5}|:|::|25[0-9]|\.){0,18}(:[0-9]{1,3}){0,2}(\.[0-9]{1,3}){0,4}\]?:?[0-9]{0,6}"
         ) {
-            proptest::prop_assert_eq!(parse(text.as_bytes()), by_std(text.as_bytes()));
+            proptest::prop_assert_eq!(parse_endpoint(text.as_bytes()), by_std(text.as_bytes()));
         }
 
         #[test]
-        fn groups_and_gaps_are_read_as_std_reads_them(
+        fn groups_and_gaps_parse_as_in_std(
             head in proptest::collection::vec("[0-9a-f]{1,4}", 0..9),
             tail in proptest::collection::vec("[0-9a-f]{1,4}", 0..9),
             gap: bool,
@@ -255,12 +257,12 @@ mod tests {
             let tail = tail.into_iter().chain(embedded).collect::<Vec<String>>();
             let middle = if gap { "::" } else if head.is_empty() || tail.is_empty() { "" } else { ":" };
             let text = format!("[{}{middle}{}]:7", head.join(":"), tail.join(":"));
-            proptest::prop_assert_eq!(parse(text.as_bytes()), by_std(text.as_bytes()), "{}", text);
+            proptest::prop_assert_eq!(parse_endpoint(text.as_bytes()), by_std(text.as_bytes()), "{}", text);
         }
 
         #[test]
-        fn bytes_of_any_kind_are_read_as_std_reads_them(text: Vec<u8>) {
-            proptest::prop_assert_eq!(parse(&text), by_std(&text));
+        fn arbitrary_bytes_parse_as_in_std(text: Vec<u8>) {
+            proptest::prop_assert_eq!(parse_endpoint(&text), by_std(&text));
         }
     }
 }

@@ -1,172 +1,215 @@
-//! What sluice does when it is configured and when a connection comes: read the addresses, let the table decide, write
-//! the override. Decides nothing itself.
+//! The filter: what happens when the proxy loads a configuration and when a connection arrives. The policy decides; the
+//! filter reads what the policy needs, carries out the decision, counts it and logs it.
 
 use crate::{
-    address, config,
-    filter_state::FOREIGN_FUNCTION,
-    host::{self, Level, Property, Status},
-    line::Line,
-    route::{Action, Connection, Criterion, Decision, Table},
+    address::{Endpoint, parse_endpoint},
+    config,
+    host::{Connection, Host, Level, Status},
+    policy::{Action, ClusterIndex, ConnectionInfo, Decision, Policy, Side},
+    text::{Text, concatenate},
 };
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 
-/// What the proxy does with a connection after `on_new_connection`: the next filter.
-pub const CONTINUE: u32 = 0;
-/// What the proxy does with a connection after `on_new_connection`: nothing more.
-pub const STOP: u32 = 1;
+/// The value written to the filter state `envoy.tcp_proxy.cluster` for a denied connection, so that access logs show the
+/// denial. It is the name of the counter, too.
+pub const DENIED: &str = "sluice.denied";
 
-/// What a plugin counts beside its clusters; the first two are the actions.
-const OUTCOMES: [&str; 4] = ["continued", "denied", "unreadable", "host_errors"];
-const UNREADABLE: usize = 2;
-const HOST_ERRORS: usize = 3;
-
-/// A configuration in force.
-#[derive(Default)]
-pub struct Plugin {
-    table: Table,
-    /// The counters of the outcomes; those of the clusters are in the table.
-    counters: [usize; OUTCOMES.len()],
+/// A loaded configuration.
+pub struct Filter<H: Host> {
+    policy: Box<Policy>,
+    /// What the proxy needs for each cluster of the policy, at the same index.
+    clusters: Vec<Cluster<H>>,
+    /// The override that marks a denied connection.
+    denied_override: H::Override,
+    /// The counters of [`Outcome::NAMES`].
+    outcomes: [Counter<H>; Outcome::NAMES.len()],
 }
 
-impl Plugin {
-    /// Gives a plugin that has none yet the configuration of this size. Whether it is accepted; where not, the log says why.
-    #[inline(never)]
-    pub fn configure(&mut self, size: usize) -> bool {
-        let error = load(size, &mut self.table);
-        if !error.bytes().is_empty() {
-            host::log(Level::Error, &error);
-            return false;
-        }
-        let mut place = 0;
-        while place < self.table.end_of_clusters() {
-            let cluster = self.table.cluster(place);
-            let (counter, next) = (host::define_counter(b"routed.", cluster.name), cluster.next);
-            self.table.set_counter(place, counter);
-            place = next;
-        }
-        for (counter, outcome) in self.counters.iter_mut().zip(&OUTCOMES) {
-            *counter = host::define_counter(b"", outcome.as_bytes());
-        }
-        true
-    }
+struct Cluster<H: Host> {
+    prepared: H::Override,
+    routed: Counter<H>,
+}
 
-    #[inline(never)]
-    fn route(&self) -> Action {
-        let source = property(true, b"source\0address");
-        let destination = property(self.table.needs_destination(), b"destination\0address");
-        // Without TLS, or without a listener filter that looks for it, there is no name, and no route with names matches.
-        let name = property(self.table.needs & Criterion::Sni as u8 != 0, b"connection\0requested_server_name");
-        let decision = self.table.decide(&Connection {
-            source: address::parse(&source.value),
-            destination: address::parse(&destination.value),
-            name: &name.value,
-        });
-        let mut status = Status::OK;
-        let (failed, action) = match decision {
-            Decision::Action(action) => (false, Some(action)),
-            Decision::Unreadable(_) => {
-                self.count_outcome(UNREADABLE);
-                (true, Some(self.table.on_error))
-            }
-            Decision::Cluster(place) => {
-                let cluster = self.table.cluster(place);
-                status = host::call_foreign_function(FOREIGN_FUNCTION, cluster.message);
-                if status == Status::OK {
-                    host::count(cluster.counter);
-                    (false, None)
-                } else {
-                    self.count_outcome(HOST_ERRORS);
-                    (true, Some(self.table.on_error))
-                }
+/// A counter, or `None` if the proxy refused to define it.
+type Counter<H> = Option<<H as Host>::Counter>;
+
+/// What is counted in addition to the connections of each cluster.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// The connection keeps the cluster of `tcp_proxy`.
+    Continued,
+    /// The connection was closed.
+    Denied,
+    /// An address that the policy needs was missing or not an IP address and port. Counted in addition to one of the first two.
+    Unreadable,
+    /// The proxy refused an override. Counted in addition to one of the first two.
+    HostError,
+}
+
+impl Outcome {
+    const NAMES: [&str; 4] = ["continued", "denied", "unreadable", "host_errors"];
+}
+
+impl<H: Host> Filter<H> {
+    /// Loads a configuration of `size` bytes, which `read` returns. If it is rejected, the reason is logged.
+    pub fn load<T: AsRef<[u8]>>(host: &H, size: usize, read: impl FnOnce() -> Result<T, Status>) -> Option<Box<Self>> {
+        let policy = match config::load(size, read) {
+            Ok(policy) => policy,
+            Err(error) => {
+                host.log(Level::Error, &error.to_line());
+                return None;
             }
         };
-        if let Some(action) = action {
-            self.count_outcome(action as usize);
+        let mut clusters = Vec::new();
+        for name in &policy.clusters {
+            let routed = define_counter(host, "sluice.routed.", name);
+            clusters.push(Cluster { prepared: host.prepare_override(name), routed });
         }
-        let level = if failed { Level::Warn } else { Level::Debug };
-        if failed || host::logs(level) {
-            let line = if decision == Decision::Unreadable(Criterion::Destination) {
-                self.line("destination.address", &destination, decision, status, action)
-            } else {
-                self.line("source.address", &source, decision, status, action)
-            };
-            host::log(level, &line);
-        }
-        action.unwrap_or_default()
+        let outcome = |name| define_counter(host, "sluice.", name);
+        let outcomes = [outcome("continued"), outcome("denied"), outcome("unreadable"), outcome("host_errors")];
+        Some(Box::new(Self { policy, clusters, denied_override: host.prepare_override(DENIED), outcomes }))
     }
 
-    /// What becomes of a connection with this property; the action is none where a cluster of ours is taken.
+    /// Decides about a new connection and carries out the decision. The caller closes it on [`Action::Deny`].
     #[inline(never)]
-    fn line(&self, name: &str, of: &Property, decision: Decision, status: Status, action: Option<Action>) -> Line {
-        let mut line = Line::new(name);
-        if of.status == Status::OK {
-            line.text(" ").quoted(&of.value);
-        } else {
-            of.status.end(line.text(" not given"));
-        }
-        match decision {
-            Decision::Cluster(place) => {
-                line.text(if action.is_none() { " takes " } else { " cannot take " });
-                line.quoted(self.table.cluster(place).name);
-                status.end(&mut line);
+    fn handle<C: Connection<Host = H>>(&self, connection: &C) -> Action {
+        let source = parse_address(connection.source_address());
+        let destination =
+            if self.policy.reads_destination() { parse_address(connection.destination_address()) } else { None };
+        let server_name = if self.policy.reads_server_name() { connection.server_name().ok() } else { None };
+        let server_name = server_name.as_ref().map_or(b"".as_slice(), AsRef::as_ref);
+        let decision = self.policy.decide(&ConnectionInfo { source, destination, server_name });
+
+        let (mut is_error, mut refused) = (false, None);
+        // `None` if the connection is routed to a cluster.
+        let action = match decision {
+            Decision::Action(action) => Some(action),
+            Decision::Unreadable(_) => {
+                is_error = true;
+                self.count(connection, Outcome::Unreadable);
+                Some(self.policy.on_error)
             }
-            Decision::Unreadable(_) if of.status == Status::OK => {
-                line.text(" is no IP address and port");
+            Decision::Cluster(index) => match self.route(connection, index) {
+                Ok(()) => None,
+                Err(status) => {
+                    (is_error, refused) = (true, Some(status));
+                    self.count(connection, Outcome::HostError);
+                    Some(self.policy.on_error)
+                }
+            },
+        };
+        match action {
+            Some(Action::Continue) => self.count(connection, Outcome::Continued),
+            Some(Action::Deny) => {
+                self.count(connection, Outcome::Denied);
+                // For access logs. Also, no cluster of this name should exist, so that a connection that a proxy failed to
+                // close would find no upstream. A refusal changes nothing.
+                _ = connection.set_override(&self.denied_override);
             }
-            _ => {}
+            None => {}
         }
-        line.text(match action {
+        let level = if is_error { Level::Warn } else { Level::Debug };
+        if is_error || connection.log_enabled(level) {
+            connection.log(level, &self.describe(connection, decision, refused, action));
+        }
+        action.unwrap_or(Action::Continue)
+    }
+
+    /// Overrides the cluster of a connection.
+    fn route<C: Connection<Host = H>>(&self, connection: &C, index: ClusterIndex) -> Result<(), Status> {
+        let cluster = self.clusters.get(index.position()).ok_or(Status::NOT_FOUND)?;
+        connection.set_override(&cluster.prepared)?;
+        if let Some(counter) = &cluster.routed {
+            connection.increment(counter);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn count<C: Connection<Host = H>>(&self, connection: &C, outcome: Outcome) {
+        if let Some(Some(counter)) = self.outcomes.get(outcome as usize) {
+            connection.increment(counter);
+        }
+    }
+
+    /// Describes for the log what was decided about a connection and what happened to it.
+    fn describe<C: Connection<Host = H>>(
+        &self,
+        connection: &C,
+        decision: Decision,
+        refused: Option<Status>,
+        action: Option<Action>,
+    ) -> Text {
+        let (name, address) = match decision {
+            Decision::Unreadable(Side::Destination) => ("destination.address", connection.destination_address()),
+            _ => ("source.address", connection.source_address()),
+        };
+        let mut line = Text::new("sluice: ");
+        line.push(name);
+        match address {
+            Ok(address) => {
+                line.push(" ").push_quoted(address.as_ref());
+                if let Decision::Unreadable(_) = decision {
+                    line.push(" is not an IP address and port");
+                }
+            }
+            Err(status) => push_status(line.push(" is not available"), status),
+        }
+        if let Decision::Cluster(index) = decision {
+            line.push(if refused.is_some() { " cannot be routed to " } else { " is routed to " });
+            line.push_quoted(self.policy.cluster(index).as_bytes());
+        }
+        if let Some(status) = refused {
+            push_status(&mut line, status);
+        }
+        line.push(match action {
             None => "",
-            Some(Action::Continue) => ", tcp_proxy's cluster stays",
-            Some(Action::Deny) => ", connection closed",
+            Some(Action::Continue) => ": tcp_proxy's cluster is kept",
+            Some(Action::Deny) => ": connection closed",
         });
         line
     }
-
-    #[inline(never)]
-    fn count_outcome(&self, outcome: usize) {
-        if let Some(&counter) = self.counters.get(outcome) {
-            host::count(counter);
-        }
-    }
 }
 
-/// Reads the configuration into an empty table: what is wrong, an empty line where nothing is.
-fn load(size: usize, to: &mut Table) -> Line {
-    // Nothing is there to be read where the size is 0.
-    let Property { value: text, status } = if size == 0 {
-        Property { value: Box::default(), status: Status::OK }
-    } else {
-        host::plugin_configuration(size)
-    };
-    if status == Status::OK && text.len() == size {
-        return config::read(&text, to);
-    }
-    let mut line = Line::new("plugin configuration: ");
-    status.end(line.number(text.len()).text(" of ").number(size).text(" bytes read"));
-    line
-}
-
-/// Routes or closes the connection that the host is at; where there is no plugin to say which, it is closed.
-pub fn on_new_connection(plugin: Option<&Plugin>) -> u32 {
-    let action = match plugin {
-        Some(plugin) => plugin.route(),
+/// Handles a new connection. Without a filter, because no configuration was accepted, it is denied. On [`Action::Deny`] the
+/// connection has been closed, and the caller must stop it as well.
+pub fn on_new_connection<C: Connection>(filter: Option<&Filter<C::Host>>, connection: &C) -> Action {
+    let action = match filter {
+        Some(filter) => filter.handle(connection),
         None => {
-            host::log(Level::Error, &Line::new("unconfigured connection closed"));
+            connection.log(Level::Error, &Text::new("sluice: no configuration: connection closed"));
             Action::Deny
         }
     };
-    match action {
-        Action::Continue => CONTINUE,
-        Action::Deny => {
-            host::close_downstream();
-            STOP
+    if action == Action::Deny {
+        connection.close();
+    }
+    action
+}
+
+#[inline(never)]
+fn define_counter<H: Host>(host: &H, prefix: &str, name: &str) -> Counter<H> {
+    let name = concatenate(prefix, name);
+    match host.define_counter(&name) {
+        Ok(counter) => Some(counter),
+        Err(status) => {
+            let mut line = Text::new("sluice: cannot define the counter ");
+            push_status(line.push_quoted(name.as_bytes()), status);
+            host.log(Level::Warn, &line);
+            None
         }
     }
 }
 
-/// The property at a path of the connection's; empty where it is not needed.
 #[inline(never)]
-fn property(needed: bool, path: &[u8]) -> Property {
-    if needed { host::property(path) } else { Property { value: Box::default(), status: Status::OK } }
+fn parse_address<T: AsRef<[u8]>>(address: Result<T, Status>) -> Option<Endpoint> {
+    parse_endpoint(address.ok()?.as_ref())
 }
+
+#[inline(never)]
+fn push_status(line: &mut Text, status: Status) {
+    line.push(" (host status ").push_number(status.0 as usize).push(")");
+}
+
+#[cfg(test)]
+mod tests;

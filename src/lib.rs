@@ -1,34 +1,43 @@
-//! sluice: a TCP filter for Envoy and Istio that chooses the egress cluster of a connection by its addresses.
+//! sluice: a TCP filter for Envoy and Istio that selects the egress cluster of a connection by its addresses, ports and server
+//! name.
 //!
-//! A configuration is read once ([`config`], by [`json`]) into a table of routes; a connection's addresses are read ([`address`]),
-//! the table decides ([`route`]), and the decision is handed to Envoy as filter state ([`filter_state`]).
-//! `filter` and `host`, which talk to the proxy, exist in the WebAssembly module only, and so do its two doors: `entry`,
-//! the shipped module's own entry points, and `sdk`, the SDK's dispatcher (feature `sdk`, on by default).
+//! ```text
+//!            configuration                    new connection
+//!                  │                                │
+//!   document ──▶ config ──▶ policy ◀── filter ◀── host ◀── proxy
+//!   (JSON or               (routes,    (reads, decides,
+//!    Struct)                decision)   overrides, counts, logs)
+//! ```
 //!
-//! A table's lists are strings of [`bytes`], read with a [`cursor`] like a document: one kind of list is less code than several.
-//! What is `#[inline(never)]` is smaller so.
+//! - [`config`] describes the configuration and turns it into a [`policy`]; [`document`] reads JSON and Struct.
+//! - [`policy`] decides about a connection by its [`routes`]. It works on [`address`], [`cidr`] and [`server_name`] and calls no
+//!   proxy.
+//! - [`filter`] loads a configuration and handles new connections, for any proxy that implements the traits in [`host`].
+//! - `src/host/` holds one file for each proxy interface: the proxy-wasm ABI, the entry points of the shipped module, the
+//!   SDK's dispatcher (feature `sdk`, on by default), and a recording host for tests.
+//!
+//! - [`cursor`], [`text`] and [`config_error`] serve the others.
+//!
+//! `#[inline(never)]` and `#[inline(always)]` are where the module is smaller with them.
 
 #![no_std]
 
+#[cfg(target_feature = "atomics")]
+compile_error!("the allocator and the entry points need a module with one thread");
+
 extern crate alloc;
 #[cfg(not(target_arch = "wasm32"))]
-extern crate std; // the native builds, tests and tools, take their allocator and panic handler from it
+extern crate std; // native builds take their allocator and panic handler from it
 
 pub mod address;
-pub mod bytes;
+pub mod cidr;
 pub mod config;
+pub mod config_error;
 pub mod cursor;
-#[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]
-mod entry;
-#[cfg(target_arch = "wasm32")]
-mod filter;
-pub mod filter_state;
-#[cfg(target_arch = "wasm32")]
-mod host;
-pub mod json;
-pub mod line;
-pub mod name;
-pub mod prefix;
-pub mod route;
-#[cfg(all(target_arch = "wasm32", feature = "sdk"))]
-mod sdk;
+pub mod document;
+pub mod filter;
+pub mod host;
+pub mod policy;
+pub mod routes;
+pub mod server_name;
+pub mod text;

@@ -44,10 +44,11 @@ fn run() -> Result<()> {
             bench.load(rounds(21)?)?;
             print!("{}\nleast, 1 worker, ms:\n{}", bench.report.table(), bench.report.least());
         }
-        [shipped, plain] => {
-            let (shipped, plain) = (Path::new(shipped), Path::new(plain));
+        [shipped, inlined, plain] => {
+            let [shipped, inlined, plain] = [shipped, inlined, plain].map(Path::new);
             variants.insert(1, Variant::native());
             variants.push(Variant::module("plain cargo build, preset".into(), plain, "")?);
+            variants.push(Variant::module("preset, calls inlined by V8".into(), inlined, "")?);
             variants.push(Variant::module("sluice, preset".into(), shipped, "")?);
             for routes in ROUTES {
                 let table = config::table_of(routes);
@@ -61,7 +62,7 @@ fn run() -> Result<()> {
             bench.traffic(rounds(15)?)?;
             bench.report.write(ours_alone)?;
         }
-        _ => bail!("usage: bench SHIPPED PLAIN | bench load MODULE…; ROUNDS=number"),
+        _ => bail!("usage: bench SHIPPED INLINED PLAIN | bench load MODULE…; ROUNDS=number"),
     }
     Ok(())
 }

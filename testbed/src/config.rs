@@ -65,12 +65,23 @@ pub fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// A table of so many routes with a source prefix each; the last one, which has none, alone matches what comes from elsewhere
-/// than 172.16.0.0/12.
+/// A configuration with this number of routes. Each has a source prefix within 172.16.0.0/12, except the last one, which
+/// matches every other source.
 #[must_use]
 pub fn table_of(routes: usize) -> String {
     let prefixes = (1..routes).map(|index| format!("172.{}.{}.0/24", 16 + index / 256, index % 256));
     let others: String =
         prefixes.map(|prefix| format!(r#"{{"clusters":["a","b"],"match":{{"source":["{prefix}"]}}}},"#)).collect();
-    format!(r#"{{"routes":[{others}{{"clusters":["egress1","egress2"]}}]}}"#)
+    format!(r#"{{"routes":[{others}{{"clusters":["egress1","egress2"]}}],"otherwise":"deny"}}"#)
+}
+
+/// A configuration whose `clusters` lists have this number of entries together, which repeat this number of names. New names
+/// come in descending order, the slowest one for a parser that sorts them.
+#[must_use]
+pub fn table_of_clusters(names: usize, entries: usize) -> String {
+    let entry = |index: usize| format!(r#""cluster-{:04}""#, names - 1 - index % names);
+    let entries: Vec<String> = (0..entries).map(entry).collect();
+    let routes: Vec<String> =
+        entries.chunks(256).map(|entries| format!(r#"{{"clusters":[{}]}}"#, entries.join(","))).collect();
+    format!(r#"{{"routes":[{}],"otherwise":"deny"}}"#, routes.join(","))
 }

@@ -4,11 +4,13 @@
 pub mod backend;
 pub mod config;
 pub mod envoy;
+pub mod module;
 pub mod network;
 
 pub use backend::Backend;
 pub use config::Config;
 pub use envoy::Envoy;
+pub use module::DIST;
 pub use network::{Host, Network};
 
 use anyhow::{Context, Result};
@@ -19,9 +21,6 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-
-/// Where the shipped module is built to, in the checkout.
-pub const DIST: &str = "dist/sluice.wasm";
 
 /// How long anything on this machine may take before it counts as failed.
 pub const DEADLINE: Duration = Duration::from_secs(20);

@@ -5,13 +5,13 @@ use anyhow::Result;
 use testbed::envoy;
 use xshell::Shell;
 
-/// Builds both modules, gets Envoy and measures.
+/// Builds the modules, gets Envoy and measures.
 pub fn run() -> Result<()> {
     let root = root()?;
-    let (shipped, plain) = (module::shipped()?, module::plain()?);
+    let ([shipped, inlined], plain) = (module::shipped_and_inlined()?, module::plain()?);
     let sh = Shell::new()?;
     sh.change_dir(&root);
     let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--"]);
-    bench.arg(shipped).arg(plain).env("ENVOY", envoy::program()?).run()?;
+    bench.arg(shipped).arg(inlined).arg(plain).env("ENVOY", envoy::program()?).run()?;
     Ok(())
 }

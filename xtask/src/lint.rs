@@ -1,4 +1,4 @@
-//! `make lint`: format and clippy, on the machine's target and on the module's, through both of its doors.
+//! `make lint`: format and clippy, for this machine and for WebAssembly, with and without the SDK's dispatcher.
 
 use crate::{compiler, root};
 use anyhow::Result;
@@ -14,9 +14,10 @@ pub fn run() -> Result<()> {
         |arguments: &[&str]| compiler::cargo(&sh).arg("clippy").args(arguments).args(["--", "--deny", "warnings"]);
     compiler::cargo(&sh).args(["fmt", "--all", "--check"]).run()?;
     clippy(&["--workspace", "--all-targets", "--features", "xtask/oci,xtask/proto,xtask/verify"]).run()?;
+    clippy(&["--test", "*"]).run()?; // the targets with `test = false` are not among --all-targets
     let compiler = compiler::find(&sh, &root)?;
-    for door in [&[][..], &["--no-default-features"]] {
-        let arguments = [&["--lib"], compiler.module_target(), door].concat();
+    for features in [&[][..], &["--no-default-features"]] {
+        let arguments = [&["--lib"], compiler.module_target(), features].concat();
         clippy(&arguments).envs(compiler.module_environment()).run()?;
     }
     Ok(())

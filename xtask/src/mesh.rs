@@ -23,7 +23,7 @@ const PROGRAMS: [&str; 6] = ["etcd", "docker-registry", "iptables", "ip6tables",
 /// Runs the tests, or shows them as ignored and says why.
 pub fn run() -> Result<()> {
     if let Some(hindrance) = hindrance() {
-        println!("{} tests skipped", tests::group("mesh::", Some(&hindrance), &[])?);
+        println!("{} tests skipped", tests::target("kubernetes", "", Some(&hindrance), &[])?);
         return Ok(());
     }
     let (_, mut environment) = tests::ready()?;
@@ -31,7 +31,7 @@ pub fn run() -> Result<()> {
     let sh = Shell::new()?;
     sh.change_dir(&root);
     environment.push(("SLUICE_MESH_TOOLS", tools(&sh, &root)?.into()));
-    tests::group("mesh::", None, &environment).map(drop)
+    tests::target("kubernetes", "", None, &environment).map(drop)
 }
 
 /// Why the mesh cannot run here, if so.

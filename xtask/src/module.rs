@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use testbed::DIST;
-use xshell::Shell;
+use xshell::{Shell, cmd};
 
 /// What Envoy calls or needs. What is not exported is not called: without the data callbacks the VM is not entered per
 /// chunk of data.
@@ -38,6 +38,9 @@ const INPUTS: [&str; 10] = [
 
 /// Says from which inputs the module in `dist/` was built.
 const STAMP: &str = "target/shipped/stamp";
+
+/// The module before its last step, which `make bench` compares with the shipped one.
+const INLINED: &str = "target/shipped/inlined.wasm";
 
 /// How far to build.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,8 +78,9 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     if steps == Steps::All {
         module = optimise(&module)?;
         println!("{:>7} bytes  wasm-opt", module.len());
+        fs::write(root.join(INLINED), &module)?;
         module = inlining::prevent(&module)?;
-        println!("{:>7} bytes  calls that V8 must not inline", module.len());
+        println!("{:>7} bytes  calls through a table, which V8 does not inline", module.len());
     }
     fs::create_dir_all(path.parent().context("the module's path has no folder")?)?;
     let aside = path.with_extension("partial");
@@ -110,6 +114,13 @@ pub fn shipped() -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => build(Steps::All),
     }
+}
+
+/// The shipped module, and the module before its last step, built anew if they are stale.
+pub fn shipped_and_inlined() -> Result<[PathBuf; 2]> {
+    let inlined = root()?.join(INLINED);
+    let shipped = if inlined.exists() { shipped()? } else { build(Steps::All)? };
+    Ok([shipped, inlined])
 }
 
 /// The shipped module if it stands in `dist/` as it was built, from what stands here now.
@@ -176,6 +187,8 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
         "-Clink-arg=-zstack-size=4096".to_owned(),
+        // Two signatures for one function are only a warning, and the call traps.
+        "-Clink-arg=--fatal-warnings".to_owned(),
     ];
     flags.extend(compiler.linker().iter().map(ToString::to_string));
     // Paths stay in the module in spite of immediate-abort: without these, two folders give two files.
@@ -188,14 +201,17 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
     }
     // Apart from target/: RUSTC_BOOTSTRAP changes what build scripts find out about the compiler.
     let target = root.join("target/shipped");
-    let module = target.join("wasm32-unknown-unknown/release/sluice.wasm");
+    let specification = write_target(sh, &target)?;
+    let module = target.join(format!("{TARGET}/release/sluice.wasm"));
     if module.exists() {
         fs::remove_file(&module)?;
     }
     // One crate type only: beside an rlib, cargo leaves out the link-time optimisation of the cdylib.
     compiler::cargo(sh)
         .args(["rustc", "--locked", "--release", "--lib", "--crate-type", "cdylib", "--no-default-features"])
-        .args(["--target", "wasm32-unknown-unknown", "--target-dir"])
+        .args(["-Zjson-target-spec", "--target"])
+        .arg(specification)
+        .arg("--target-dir")
         .arg(&target)
         .args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=optimize_for_size"])
         .env("RUSTC_BOOTSTRAP", "1")
@@ -203,6 +219,24 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
         .quiet()
         .run()?;
     Ok(module)
+}
+
+/// The name of the target that [`write_target`] describes.
+const TARGET: &str = "wasm32-sluice";
+
+/// Writes the description of the module's target and returns its path. It is `wasm32-unknown-unknown`, except that functions
+/// return up to two values directly, as WebAssembly can, and not through memory: 500 bytes less.
+fn write_target(sh: &Shell, folder: &Path) -> Result<PathBuf> {
+    let print = ["-Zunstable-options", "--print", "target-spec-json", "--target", "wasm32-unknown-unknown"];
+    let specification = cmd!(sh, "rustc {print...}").env("RUSTC_BOOTSTRAP", "1").quiet().read()?;
+    let mut specification: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&specification)?;
+    specification.remove("is-builtin");
+    specification.insert("features".into(), "+multivalue".into());
+    specification.insert("llvm-abiname".into(), "experimental-mv".into());
+    let path = folder.join(format!("{TARGET}.json"));
+    fs::create_dir_all(folder)?;
+    fs::write(&path, serde_json::to_string(&specification)?)?;
+    Ok(path)
 }
 
 fn trim(module: &[u8]) -> Result<Vec<u8>> {
@@ -238,7 +272,7 @@ fn optimise(module: &[u8]) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     let (input, output) = (folder.path().join("input.wasm"), folder.path().join("output.wasm"));
     fs::write(&input, module)?;
-    for mut options in [small.clone(), anew, small] {
+    for mut options in [small.clone(), anew.clone(), small.clone(), anew, small] {
         // What rustc emits for this target by default; Binaryen refuses what it was not told of.
         for feature in [Feature::BulkMemory, Feature::Multivalue, Feature::ReferenceTypes, Feature::TruncSat] {
             options.enable_feature(feature);

@@ -1,4 +1,4 @@
-//! `make test` and `make test-docker`: everything that the tests look at is made ready, then cargo runs them.
+//! `make test` and `make test-docker`: prepare what the test targets need and run them.
 
 use crate::{compiler, engine::Engine, module, root, tools};
 use anyhow::Result;
@@ -6,26 +6,19 @@ use std::{env, ffi::OsString, path::PathBuf};
 use testbed::{envoy, network};
 use xshell::{Shell, cmd};
 
-/// The modules of tests that `make test-docker` and `make test-mesh` run, as they take rights that not every machine gives.
-const ELSEWHERE: [&str; 3] = ["docker::", "mesh::", "way::"];
-
-/// Builds the shipped module if it is stale and the plain one, gets Envoy and runs the tests, the ignored ones too.
+/// Builds the modules, gets Envoy, and runs all targets that need no rights.
 pub fn run() -> Result<()> {
-    let root = root()?;
     let sh = Shell::new()?;
-    sh.change_dir(&root);
+    sh.change_dir(root()?);
     let (_, environment) = ready()?;
     module::plain()?;
-    compiler::cargo(&sh).args(["test", "--locked", "--package", "xtask"]).run()?;
-    compiler::cargo(&sh)
-        .args(["test", "--locked", "--", "--include-ignored"])
-        .args(ELSEWHERE.iter().flat_map(|module| ["--skip", module]))
-        .envs(environment)
-        .run()?;
+    for targets in [&["--package", "xtask"][..], &[], &["--test", "wasm", "--test", "envoy"]] {
+        compiler::cargo(&sh).args(["test", "--locked"]).args(targets).envs(environment.iter().cloned()).run()?;
+    }
     Ok(())
 }
 
-/// Builds the shipped module if it is stale and gets Envoy, and the environment by which the tests find what they run.
+/// Builds the shipped module if it is stale and gets Envoy. Returns the path of Envoy and the environment of the tests.
 pub fn ready() -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     module::shipped()?;
     let envoy = envoy::program()?;
@@ -34,50 +27,51 @@ pub fn ready() -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     Ok((envoy, environment))
 }
 
-/// Runs the tests in network namespaces and those on a Docker engine. What cannot run here is shown as ignored, and a
-/// line before says why.
+/// Runs the tests of interception and those on a Docker engine. Tests that cannot run here are listed as skipped, with the
+/// reason.
 pub fn docker() -> Result<()> {
     let (envoy, mut environment) = ready()?;
-    let mut skipped = group("way::", network::hindrance().as_deref(), &environment)?;
+    let mut skipped = target("interception", "", network::hindrance().as_deref(), &environment)?;
 
     match Engine::start(&envoy)? {
         Ok(engine) => {
             environment.push(("DOCKER_HOST", engine.host().into()));
-            skipped += group("docker::compose_1", compose_1(), &environment)?;
+            skipped += target("docker", "compose_1::", compose_1(), &environment)?;
             let settings = tools::compose()?;
             let hindrance = settings.as_ref().err().map(String::as_str);
             if let Ok(Some(folder)) = &settings {
                 environment.push(("DOCKER_CONFIG", folder.into()));
             }
-            skipped += group("docker::compose_2", hindrance, &environment)?;
+            skipped += target("docker", "compose_2::", hindrance, &environment)?;
         }
-        Err(reason) => skipped += group("docker::", Some(&reason), &environment)?,
+        Err(reason) => skipped += target("docker", "", Some(&reason), &environment)?,
     }
     println!("{skipped} tests skipped");
     Ok(())
 }
 
-/// Runs the tests of this module, or shows them as ignored where there is a hindrance: how many it skipped.
-pub fn group(module: &str, hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
+/// Runs the tests of a target whose names contain `filter`, or lists them as skipped if there is a hindrance. Returns how many
+/// were skipped.
+pub fn target(name: &str, filter: &str, hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
-    let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", "it", "--"]).arg(module);
+    let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", name, "--"]).arg(filter);
     let Some(reason) = hindrance else {
-        test()
-            .args(["--include-ignored", "--show-output"])
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .run()?;
+        test().arg("--show-output").envs(environment.iter().map(|(name, value)| (name, value))).run()?;
         return Ok(0);
     };
-    println!("{module} is skipped: {reason}");
-    test().run()?;
-    let list = test().args(["--list", "--ignored"]).quiet().ignore_stderr().read()?;
-    Ok(list.lines().filter(|line| line.ends_with(": test")).count())
+    println!("{} is skipped: {reason}", format!("{name} {filter}").trim_end());
+    let list = test().arg("--list").quiet().ignore_stderr().read()?;
+    let tests: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    for test in &tests {
+        println!("test {test} ... skipped");
+    }
+    Ok(tests.len())
 }
 
-/// Why there is no Docker Compose 1, if so.
+/// Returns why Docker Compose 1 cannot be used here, or `None` if it can.
 fn compose_1() -> Option<&'static str> {
     let version = Shell::new().and_then(|sh| cmd!(sh, "docker-compose version --short").quiet().ignore_stderr().read());
     let found = version.is_ok_and(|version| version.starts_with("1."));
-    (!found).then_some("there is no docker-compose of version 1")
+    (!found).then_some("docker-compose of version 1 is not installed")
 }

@@ -1,0 +1,95 @@
+//! Docker Compose with the shipped file.
+
+use anyhow::{Result, ensure};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The folder with the shipped files.
+pub fn folder() -> PathBuf {
+    testbed::root().join("envoy-docker")
+}
+
+/// Runs a command and returns its standard output.
+pub fn read(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Docker Compose with the shipped file. Only one test uses it at a time, because its addresses are fixed.
+pub struct Compose<'a> {
+    pub program: &'a [&'a str],
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl<'a> Compose<'a> {
+    /// Waits for the other tests. Starts no service.
+    pub fn new(program: &'a [&'a str]) -> Self {
+        static LOCK: Mutex<()> = Mutex::new(());
+        Self { program, _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Starts all services.
+    pub fn up(program: &'a [&'a str]) -> Result<Self> {
+        let compose = Self::new(program);
+        compose.call(&["up", "--detach"])?;
+        for router in ["egress-router1", "egress-router2"] {
+            compose.inside(
+                "client-even",
+                &format!("curl --silent --fail --retry 20 --retry-connrefused {router}:8082/ready"),
+            )?;
+        }
+        Ok(compose)
+    }
+
+    /// Runs Docker Compose with these arguments and returns its output.
+    pub fn call(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.program[0]);
+        read(command.args(&self.program[1..]).args(arguments).current_dir(folder()))
+    }
+
+    /// Runs a command, whose words are separated by spaces, in the container of a service and returns its output.
+    pub fn inside(&self, service: &str, command: &str) -> Result<String> {
+        let words: Vec<&str> = command.split(' ').collect();
+        self.call(&[&["exec", "-T", service], &words[..]].concat())
+    }
+
+    /// Returns the id of the container of a service.
+    fn container(&self, service: &str) -> Result<String> {
+        Ok(self.call(&["ps", "--quiet", service])?.trim().to_owned())
+    }
+
+    /// Returns the counters of the Envoy of a service, from inside its network namespace.
+    pub fn stats(&self, service: &str) -> Result<String> {
+        let network = format!("container:{}", self.container(service)?);
+        let get = ["sluice-tools", "curl", "--silent", "--fail", "127.0.0.1:9901/stats"];
+        read(Command::new("docker").args(["run", "--rm", "--network", &network]).args(get))
+    }
+
+    /// Waits until this number of lines in the log of a service contain all of these words.
+    pub fn await_lines(&self, service: &str, words: &[&str], times: usize) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let log = self.call(&["logs", "--no-color", service])?;
+            let found = log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count();
+            if found == times {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < testbed::DEADLINE, "{found} lines with {words:?}, not {times}, in:\n{log}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Compose<'_> {
+    fn drop(&mut self) {
+        // If this fails, the next test fails to start the services.
+        _ = self.call(&["down", "--volumes"]);
+    }
+}

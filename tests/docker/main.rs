@@ -1,0 +1,58 @@
+//! The containers of `envoy-docker/compose.yaml`, as shipped, on a separate Docker engine that `make test-docker` starts as
+//! root. No registry is used: the image of Envoy is made from the pinned program and its libraries, under the name of the
+//! official image, and debootstrap makes the base of the image with the tools.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a panic fails the test"
+)]
+
+mod compose;
+mod scenarios;
+
+/// Defines the tests for a program of Docker Compose.
+macro_rules! tests {
+    ($program:expr) => {
+        #[test]
+        fn the_readme_can_be_followed() -> anyhow::Result<()> {
+            crate::scenarios::the_readme_can_be_followed(&$program)
+        }
+
+        #[test]
+        fn destination_routers_and_counters_agree_about_each_connection() -> anyhow::Result<()> {
+            crate::scenarios::destination_routers_and_counters_agree_about_each_connection(&$program)
+        }
+
+        #[test]
+        fn a_stopped_router_fails_only_its_own_clients() -> anyhow::Result<()> {
+            crate::scenarios::a_stopped_router_fails_only_its_own_clients(&$program)
+        }
+
+        #[test]
+        fn running_containers_are_not_root_and_have_no_capabilities() -> anyhow::Result<()> {
+            crate::scenarios::running_containers_are_not_root_and_have_no_capabilities(&$program)
+        }
+
+        #[test]
+        fn the_demo_shows_the_egress_of_each_source_and_changes_nothing() -> anyhow::Result<()> {
+            crate::scenarios::the_demo_shows_the_egress_of_each_source_and_changes_nothing(&$program)
+        }
+    };
+}
+
+mod compose_1 {
+    tests!(["docker-compose"]);
+}
+
+mod compose_2 {
+    tests!(["docker", "compose"]);
+
+    #[test]
+    fn the_demo_names_missing_requirements() -> anyhow::Result<()> {
+        crate::scenarios::the_demo_names_missing_requirements()
+    }
+}

@@ -1,0 +1,205 @@
+//! The tests, for any program of Docker Compose.
+
+use crate::compose::{Compose, folder, read};
+use anyhow::{Context, Result};
+use std::{
+    env, fs,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::envoy;
+
+pub fn the_readme_can_be_followed(program: &[&str]) -> Result<()> {
+    let compose = Compose::new(program);
+    let readme = fs::read_to_string(folder().join("README.md"))?;
+    let mut followed = 0;
+    for (index, block) in readme.split("```").enumerate() {
+        if index % 2 == 0 {
+            continue; // prose
+        }
+        if let Some(commands) = block.strip_prefix("sh\n") {
+            for command in commands.lines().filter(|command| command.starts_with("docker ")) {
+                let (succeeded, output) = shell(&compose, command)?;
+                assert!(succeeded, "{command}: {output}");
+                followed += 1;
+            }
+        }
+        if let Some(session) = block.strip_prefix("console\n") {
+            for command in session.split("$ ").skip(1) {
+                let (command, expected) = command.split_once('\n').context("a command without an end")?;
+                let started = Instant::now();
+                loop {
+                    let (_, output) = shell(&compose, command)?;
+                    let mut lines = output.lines().map(masked);
+                    let is_unexpected = expected.trim().is_empty() && !output.is_empty();
+                    if !is_unexpected && expected.lines().all(|line| lines.any(|output| output == masked(line))) {
+                        break;
+                    }
+                    // Envoy buffers its access log.
+                    let may_retry = command.contains(" logs ") && started.elapsed() < testbed::DEADLINE;
+                    assert!(may_retry, "{command}\nprints:\n{output}\nnot, as in README.md:\n{expected}");
+                    thread::sleep(Duration::from_millis(200));
+                }
+                followed += 1;
+            }
+        }
+    }
+    assert!(followed > 12, "only {followed} commands were found");
+    assert_eq!(compose.call(&["ps", "--quiet"])?, "", "containers are left after the last command");
+    Ok(())
+}
+
+/// Runs a command of README.md. Returns whether it succeeded, and its output.
+fn shell(compose: &Compose, command: &str) -> Result<(bool, String)> {
+    // As README.md says for the older program.
+    let older = r#"docker() { shift; case $1 in exec) shift; set -- exec -T "$@" ;; esac; docker-compose "$@"; }"#;
+    let prelude = if compose.program.len() == 1 { older } else { "" };
+    let mut shell = Command::new("sh");
+    let shell = shell.args(["-c", &format!("exec 2>&1\n{prelude}\n{command}")]).current_dir(folder());
+    let output = shell.stdin(Stdio::null()).output()?;
+    Ok((output.status.success(), String::from_utf8(output.stdout)?))
+}
+
+/// Masks what differs between runs: times, the ports of clients, and the size of the request of curl.
+fn masked(line: &str) -> String {
+    let mask = |word: &str| match word.split_once('=') {
+        None if word.ends_with('Z') || word.parse::<u16>().is_ok() => "…".to_owned(),
+        Some((name @ ("milliseconds" | "received"), _)) => format!("{name}=…"),
+        Some((name @ ("peer" | "source"), address)) => match address.parse::<std::net::SocketAddr>() {
+            Ok(address) => format!("{name}={}", address.ip()),
+            Err(_) => word.to_owned(),
+        },
+        _ => word.to_owned(),
+    };
+    line.split(' ').map(mask).collect::<Vec<_>>().join(" ")
+}
+
+pub fn destination_routers_and_counters_agree_about_each_connection(program: &[&str]) -> Result<()> {
+    let compose = Compose::up(program)?;
+    for _ in 0..3 {
+        let output = compose.inside("application", "curl --silent --max-time 20 http://198.51.100.80")?;
+        assert_eq!(output, "source=198.51.100.21 destination=198.51.100.80 port=80\n");
+    }
+    for _ in 0..2 {
+        let output = compose.inside("application", "nc -d -w 20 2001:db8::80 25")?;
+        assert_eq!(output, "source=2001:db8::22 destination=2001:db8::80 port=25\n");
+    }
+    let sidecar = compose.stats("sidecar")?;
+    assert_eq!(envoy::value(&sidecar, "cluster.egress1.upstream_cx_total")?, 3);
+    assert_eq!(envoy::value(&sidecar, "cluster.egress2.upstream_cx_total")?, 2);
+    assert_eq!(envoy::value(&sidecar, "wasmcustom.sluice.routed.egress1")?, 3);
+    assert_eq!(envoy::value(&sidecar, "wasmcustom.sluice.routed.egress2")?, 2);
+    assert_eq!(envoy::value(&sidecar, "cluster.unrouted.upstream_cx_none_healthy")?, 0);
+    for (router, connections) in [("egress-router1", 3), ("egress-router2", 2)] {
+        let stats = compose.stats(router)?;
+        assert_eq!(envoy::value(&stats, "cluster.destination.upstream_cx_total")?, connections, "{router}");
+        assert_eq!(envoy::value(&stats, "cluster.stranger.upstream_cx_none_healthy")?, 0, "{router}");
+    }
+    compose.await_lines(
+        "egress-router1",
+        &[" source=172.30.80.10:", " destination=198.51.100.80:80 ", " flags=- "],
+        3,
+    )?;
+    let asked = [" source=[fd00:172:30:80::11]:", " destination=[2001:db8::80]:25 ", " flags=- "];
+    compose.await_lines("egress-router2", &asked, 2)?;
+
+    for (client, egress) in [("client-even", "egress1\n"), ("client-odd", "egress2\n")] {
+        assert_eq!(compose.inside(client, "nc -d -w 20 172.30.80.30 10000")?, egress);
+        assert_eq!(compose.inside(client, "nc -d -w 20 fd00:172:30:80::30 10000")?, egress);
+    }
+    let standalone = compose.stats("standalone")?;
+    assert_eq!(envoy::value(&standalone, "cluster.egress1.upstream_cx_total")?, 2);
+    assert_eq!(envoy::value(&standalone, "cluster.egress2.upstream_cx_total")?, 2);
+    Ok(())
+}
+
+pub fn a_stopped_router_fails_only_its_own_clients(program: &[&str]) -> Result<()> {
+    let compose = Compose::up(program)?;
+    compose.call(&["stop", "egress-router2"])?;
+    let refused = compose.inside("application", "curl --silent --show-error --max-time 20 http://[2001:db8::80]");
+    let error = format!("{:#}", refused.expect_err("an answer came through a stopped router"));
+    assert!(error.contains("(52)") || error.contains("(56)"), "it was not closed: {error}"); // an empty reply, or a reset
+    let output = compose.inside("application", "curl --silent --max-time 20 http://198.51.100.80")?;
+    assert_eq!(output, "source=198.51.100.21 destination=198.51.100.80 port=80\n");
+    compose.call(&["start", "egress-router2"])?;
+    let again = "curl --silent --max-time 20 --retry 20 --retry-all-errors http://[2001:db8::80]";
+    assert_eq!(compose.inside("application", again)?, "source=2001:db8::22 destination=2001:db8::80 port=80\n");
+    Ok(())
+}
+
+pub fn running_containers_are_not_root_and_have_no_capabilities(program: &[&str]) -> Result<()> {
+    let _compose = Compose::up(program)?;
+    let mut checked = 0;
+    for container in read(Command::new("docker").args(["ps", "--quiet", "--no-trunc"]))?.lines() {
+        let name = read(Command::new("docker").args(["inspect", "--format", "{{.Name}}", container]))?;
+        let of = format!("container:{container}");
+        let look =
+            ["--user", "0", "--cap-add", "SYS_PTRACE", "sluice-tools", "cat", "/proc/1/status", "/proc/1/mounts"];
+        let facts = read(Command::new("docker").args(["run", "--rm", "--pid", &of]).args(look))?;
+        let fact = |name: &str| facts.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let user = fact("Uid:").and_then(|ids| ids.split('\t').next());
+        let envoy = fact("Name:") == Some("envoy");
+        assert_eq!(user, Some(if envoy { "1337" } else { "65534" }), "{name}");
+        for capabilities in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(fact(capabilities), Some("0000000000000000"), "{name} {capabilities}");
+        }
+        assert_eq!(fact("NoNewPrivs:"), Some("1"), "{name}");
+        let root =
+            facts.lines().find(|line| line.split(' ').nth(1) == Some("/")).context("the root is not in the mounts")?;
+        assert!(root.contains(" ro,"), "{name}: {root}");
+        checked += 1;
+    }
+    assert_eq!(checked, 10, "running containers");
+    Ok(())
+}
+
+fn demo() -> Result<Command> {
+    let mut demo = Command::new(env::var_os("SLUICE_XTASK").context("make test-docker sets SLUICE_XTASK")?);
+    demo.arg("docker-demo").current_dir(testbed::root());
+    Ok(demo)
+}
+
+pub fn the_demo_shows_the_egress_of_each_source_and_changes_nothing(program: &[&str]) -> Result<()> {
+    let compose = Compose::new(program);
+    for already_up in [false, true] {
+        if already_up {
+            compose.call(&["up", "--detach"])?;
+        }
+        let before = compose.call(&["ps", "--quiet"])?;
+        let shown = read(&mut demo()?)?;
+        let rows: Vec<Vec<&str>> = shown
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|words| words.len() == 5 && words[1].starts_with("egress"))
+            .collect();
+        let sources: Vec<(&str, &str)> = rows.iter().map(|row| (row[0], row[2])).collect();
+        assert_eq!(
+            sources,
+            [
+                ("172.30.80.10", "egress1"),
+                ("172.30.80.10", "egress1"),
+                ("fd00:172:30:80::11", "egress2"),
+                ("fd00:172:30:80::11", "egress2"),
+                ("172.30.80.4", "egress1"),
+                ("172.30.80.5", "egress2"),
+                ("fd00:172:30:80::4", "egress1"),
+                ("fd00:172:30:80::5", "egress2"),
+            ],
+            "{shown}"
+        );
+        assert!(rows.iter().all(|row| row[1] == row[2]), "{shown}");
+        assert_eq!(compose.call(&["ps", "--quiet"])?, before);
+    }
+    Ok(())
+}
+
+pub fn the_demo_names_missing_requirements() -> Result<()> {
+    let output = demo()?.env("DOCKER_HOST", "unix:///nowhere").output()?;
+    let error = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success() && error.starts_with("error: no Docker engine answers: "), "{error}");
+    let output = demo()?.env("PATH", "/nowhere").output()?;
+    let error = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success() && error.contains("please install Docker and Docker Compose"), "{error}");
+    Ok(())
+}

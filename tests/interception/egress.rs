@@ -1,0 +1,115 @@
+//! The egress of each source, and that nothing leaves the pod around the sidecar.
+
+use crate::{
+    destination::{ECHO, GREETING, HTTP, TLS, read_all},
+    topology::{DESTINATION, POD, ROUTERS, SOURCES, Topology, destination_of, router, sidecar},
+};
+use anyhow::{Context, Result};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use testbed::{Envoy, Host, envoy};
+
+#[test]
+fn each_source_reaches_its_destination_through_its_own_egress() -> Result<()> {
+    // If the sidecar waits for a client that sends nothing, the test notices.
+    let patient = sidecar()?.with("listener_filters_timeout: 0.2s", "listener_filters_timeout: 15s")?;
+    let topology = Topology::start(&patient, &router()?)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(topology.trusted.clone())?;
+    let tls = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    for (source, number) in SOURCES {
+        let family = usize::from(source.contains(':'));
+        // The routers connect in the family of the destination, from their own addresses.
+        let (router, _) = ROUTERS[number][family].split_once('/').context("a prefix")?;
+        let router: IpAddr = router.parse()?;
+
+        let mut client = topology.connect(source, HTTP)?;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n")?;
+        let answer = String::from_utf8(read_all(client)?)?;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("hello"), "{answer}");
+        let request = b"GET / HTTP/1.1\r\nHost: www.example.com\r\n\r\n".to_vec();
+        assert_eq!(topology.await_received(HTTP)?, (router, request), "{source}");
+
+        let started = Instant::now();
+        let mut client = topology.connect(source, GREETING)?;
+        let mut greeting = [0; 11];
+        client.read_exact(&mut greeting)?;
+        assert_eq!(&greeting, b"220 ready\r\n");
+        assert!(started.elapsed() < Duration::from_secs(10), "the sidecar waited for the client");
+        client.write_all(b"QUIT\r\n")?;
+        client.shutdown(Shutdown::Write)?;
+        assert_eq!(topology.await_received(GREETING)?, (router, b"QUIT\r\n".to_vec()), "{source}");
+
+        let client = ClientConnection::new(Arc::clone(&tls), "www.example.com".try_into()?)?;
+        let mut client = StreamOwned::new(client, topology.connect(source, TLS)?);
+        client.write_all(b"hello")?;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer)?;
+        assert_eq!(answer, b"hello");
+        let port = client.sock.local_addr()?.port();
+        drop(client);
+        assert_eq!(topology.await_received(TLS)?, (router, b"www.example.com hello".to_vec()), "{source}");
+
+        let client = SocketAddr::new(source.parse()?, port);
+        let destination = SocketAddr::new(destination_of(source.parse()?), TLS);
+        let (client, destination) = (format!(" source={client} "), format!(" destination={destination} "));
+        topology.egress[number].await_access(&[
+            &client,
+            &destination,
+            " chain=allowed cluster=destination flags=- ",
+        ])?;
+        let line = topology.sidecar.await_access(&[&client, &destination])?;
+        let decision = format!(" sni=www.example.com decision=egress{0} cluster=egress{0} ", number + 1);
+        assert!(line.contains(&decision), "{line}");
+    }
+    topology.await_quiet()?;
+    for (number, egress) in topology.egress.iter().enumerate() {
+        assert_eq!(egress.stat("cluster.destination.upstream_cx_total")?, 6);
+        assert_eq!(egress.stat("proxy_proto.egress.versions.v2.found")?, 6);
+        assert_eq!(topology.sidecar.stat(&format!("wasmcustom.sluice.routed.egress{}", number + 1))?, 6);
+    }
+    assert_eq!(topology.sidecar.stat("cluster.unrouted.upstream_cx_none_healthy")?, 0);
+    Ok(())
+}
+
+/// Runs a program in the pod as this user, which connects to the echo of the destination and sends this word. Returns whether it succeeded.
+fn call_as(topology: &Topology, user: u32, destination: IpAddr, word: &str) -> Result<bool> {
+    let script = format!("exec 3<>/dev/tcp/{destination}/{ECHO} && echo {word} >&3 && read line <&3");
+    let mut command = topology.pod.command("setpriv");
+    let user = user.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "bash", "-c", &script]);
+    Ok(command.output()?.status.success())
+}
+
+#[test]
+fn only_the_sidecar_bypasses_the_redirection() -> Result<()> {
+    let mut topology = Topology::new()?;
+    for destination in DESTINATION {
+        let (destination, _) = destination.split_once('/').context("a prefix")?;
+        let destination: IpAddr = destination.parse()?;
+        assert!(call_as(&topology, envoy::USER, destination, "sidecar")?);
+        let (peer, sent) = topology.await_received(ECHO)?;
+        assert!(is_among(peer, &POD) && sent == b"sidecar\n", "without redirection the peer is the pod, not {peer}");
+        for user in [0, 1000] {
+            assert!(call_as(&topology, user, destination, "client")?);
+            let (peer, sent) = topology.await_received(ECHO)?;
+            assert!(is_among(peer, ROUTERS.as_flattened()) && sent == b"client\n", "user {user} comes from {peer}");
+        }
+    }
+    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &sidecar()?, &[])?; // the pod has no sidecar any more
+    for source in ["10.1.0.2", "fd00:1::2"] {
+        assert!(!call_as(&topology, 1000, destination_of(source.parse()?), "client")?);
+    }
+    assert!(topology.received.lock().expect("no server panics").is_empty());
+    Ok(())
+}
+
+/// Returns whether an address is in a list of addresses with prefix lengths.
+fn is_among(address: IpAddr, list: &[&str]) -> bool {
+    list.iter().any(|one| one.split_once('/').is_some_and(|(one, _)| one == address.to_string()))
+}

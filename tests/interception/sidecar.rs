@@ -1,0 +1,67 @@
+//! Connections that the sidecar does not route.
+
+use crate::{
+    client_hello::client_hello,
+    destination::{GREETING, TLS, read_until_closed},
+    topology::{SOURCES, Topology, router, sidecar},
+};
+use anyhow::Result;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+#[test]
+fn the_sidecar_does_not_loop_to_itself() -> Result<()> {
+    let topology = Topology::new()?;
+    let mut closed = 0;
+    for address in ["10.1.0.2:15001", "[fd00:1::2]:15001"] {
+        for host in [&topology.pod, &topology.destination] {
+            assert_eq!(read_until_closed(host.run(|| TcpStream::connect(address))?)?, b"", "{address}");
+            closed += 1;
+            topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", closed)?;
+        }
+    }
+    // A connection to the same port elsewhere arrives by redirection. It must not start a loop.
+    for elsewhere in ["198.51.100.7:15001", "[2001:db8::7]:15001"] {
+        assert_eq!(read_until_closed(topology.pod.run(|| TcpStream::connect(elsewhere))?)?, b"", "{elsewhere}");
+        closed += 1;
+        topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", closed)?;
+    }
+    for egress in ["egress1", "egress2"] {
+        assert_eq!(topology.sidecar.stat(&format!("cluster.{egress}.upstream_cx_total"))?, 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_that_no_route_matches_are_not_forwarded() -> Result<()> {
+    let table =
+        r#"value: '{"routes": [{"match": {"destination_ports": [80]}, "action": "deny"}], "otherwise": "continue"}'"#;
+    let topology = Topology::start(&sidecar()?.with("value: standalone", table)?, &router()?)?;
+    for (number, (source, _)) in SOURCES.into_iter().enumerate() {
+        assert_eq!(read_until_closed(topology.connect(source, GREETING)?)?, b"", "{source}");
+        topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", number as u64 + 1)?;
+    }
+    assert!(topology.received.lock().expect("no server panics").is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_route_by_server_name_matches_tls_clients() -> Result<()> {
+    let table = r#"value: '{"routes": [
+      {"match": {"sni": ["*.example.com"]}, "action": "deny"},
+      {"clusters": ["egress1", "egress2"]}], "otherwise": "deny"}'"#;
+    let topology = Topology::start(&sidecar()?.with("value: standalone", table)?, &router()?)?;
+    for name in ["www.example.com", "www.example.com.", "www.example.org"] {
+        let mut client = topology.connect("10.1.0.2", TLS)?;
+        client.write_all(&client_hello(name)?)?;
+        let answered = matches!(client.read(&mut [0]), Ok(1));
+        assert_eq!(answered, name == "www.example.org", "{name}");
+    }
+    topology.sidecar.await_stat("wasmcustom.sluice.denied", 2)?;
+    topology.sidecar.await_access(&[" sni=www.example.com decision=sluice.denied "])?;
+    topology.sidecar.await_access(&[" sni=www.example.org decision=egress1 "])?;
+    assert_eq!(topology.egress[0].stat("cluster.destination.upstream_cx_total")?, 1);
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Bytes, ends of streams and numbers of connections.
+
+use crate::{
+    destination::{ECHO, GREETING, STREAM_LENGTH, STREAMS, TLS, hash_of, read_until_closed, streams},
+    topology::{SOURCES, Topology, router, sidecar},
+};
+use anyhow::Result;
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    time::Duration,
+};
+
+#[test]
+fn a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately() -> Result<()> {
+    let topology = Topology::new()?;
+    for (source, number) in [SOURCES[0], SOURCES[3]] {
+        let client = topology.connect(source, STREAMS)?;
+        assert_eq!(streams(&client, 1, 2)?, hash_of(2), "{source}");
+        let (_, hash) = topology.await_received(STREAMS)?;
+        assert_eq!(hash, hash_of(1).to_be_bytes(), "{source}");
+        drop(client);
+        let received = topology.egress[number].stat("cluster.destination.upstream_cx_rx_bytes_total")?;
+        assert_eq!(received, STREAM_LENGTH as u64);
+    }
+    topology.await_quiet()
+}
+
+/// Runs clients that end their side right after they have sent. Returns how many of them are answered.
+fn answers_after_immediate_end(topology: &Topology, clients: u64) -> Result<u64> {
+    let mut answered = 0;
+    for _ in 0..clients {
+        let mut client = topology.connect("10.1.0.2", ECHO)?;
+        client.write_all(b"?")?;
+        // The sidecar may have closed the connection.
+        let answer = client.shutdown(Shutdown::Write).map_err(Into::into).and_then(|()| read_until_closed(client));
+        match answer.as_deref() {
+            Ok(b"?") => answered += 1,
+            Ok(b"") | Err(_) => {}
+            Ok(other) => panic!("another answer: {other:?}"),
+        }
+    }
+    Ok(answered)
+}
+
+/// Envoy drops a connection whose client ends its side while a listener filter waits for bytes, even if they have arrived:
+/// peekFromSocket is not called after a closing event in source/common/network/listener_filter_buffer_impl.cc.
+#[test]
+fn a_client_that_ends_its_side_at_once_is_answered_or_counted() -> Result<()> {
+    let topology = Topology::new()?;
+    let answered = answers_after_immediate_end(&topology, 200)?;
+    topology.await_quiet()?;
+    let dropped = topology.egress[0].stat("listener.0.0.0.0_8080.downstream_listener_filter_remote_close")?;
+    assert_eq!(answered + dropped, 200);
+    Ok(())
+}
+
+#[test]
+fn a_client_that_ends_its_side_at_once_is_answered_if_the_proxies_use_tls() -> Result<()> {
+    let signed = rcgen::generate_simple_self_signed(["egress.example.com".to_owned()])?;
+    let (certificate, key) = (signed.cert.pem(), signed.signing_key.serialize_pem());
+    let sidecar = sidecar()?
+        .with("envoy.transport_sockets.raw_buffer", "envoy.transport_sockets.tls")?
+        .with("raw_buffer.v3.RawBuffer", "tls.v3.UpstreamTlsContext")?;
+    let tls = format!(
+        "- name: allowed
+          transport_socket:
+            name: envoy.transport_sockets.tls
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+              common_tls_context:
+                tls_certificates: [{{ certificate_chain: {{ inline_string: {certificate:?} }}, private_key: {{ inline_string: {key:?} }} }}]
+          filters:"
+    );
+    let topology = Topology::start(&sidecar, &router()?.with("- name: allowed\n          filters:", &tls)?)?;
+    assert_eq!(answers_after_immediate_end(&topology, 200)?, 200);
+    assert_eq!(topology.egress[0].stat("listener.0.0.0.0_8080.ssl.handshake")?, 200);
+    topology.await_quiet()
+}
+
+#[test]
+fn five_hundred_connections_at_once_are_forwarded() -> Result<()> {
+    const EACH: usize = 250;
+    let topology = Topology::new()?;
+    let mut clients = Vec::new();
+    for number in 0..EACH {
+        for (source, _) in &SOURCES[2 * (number % 2)..][..2] {
+            let mut client = topology.connect(source, ECHO)?;
+            client.write_all(&number.to_be_bytes())?;
+            clients.push((number, client));
+        }
+    }
+    for (number, client) in &mut clients {
+        let mut echo = [0; size_of::<usize>()];
+        client.read_exact(&mut echo)?;
+        assert_eq!(usize::from_be_bytes(echo), *number);
+    }
+    for egress in &topology.egress {
+        assert_eq!(egress.stat("cluster.destination.upstream_cx_active")?, EACH as u64);
+    }
+    drop(clients);
+    topology.await_quiet()
+}
+
+#[test]
+fn silent_clients_and_reset_connections_leave_nothing_open() -> Result<()> {
+    let topology = Topology::new()?;
+    // On port 443 the sidecar first waits for a server name.
+    for port in [ECHO, TLS] {
+        let silent = topology.connect("10.1.0.2", port)?;
+        topology.egress[0].await_stat("cluster.destination.upstream_cx_active", 1)?;
+        assert_eq!(topology.egress[0].stat("listener.0.0.0.0_8080.downstream_cx_active")?, 1);
+        assert_eq!(topology.sidecar.stat("listener.0.0.0.0_15001.downstream_cx_active")?, 1);
+        drop(silent);
+        topology.await_received(port)?;
+        topology.await_quiet()?;
+    }
+
+    let mut client = topology.connect("10.1.0.3", GREETING)?;
+    client.write_all(b"QUIT")?;
+    let mut greeting = [0; 11];
+    client.read_exact(&mut greeting)?;
+    topology.egress[1].await_stat("cluster.destination.upstream_cx_tx_bytes_total", 4)?;
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+    drop(client);
+    let (_, sent) = topology.await_received(GREETING)?;
+    assert!(sent == b"QUIT" || String::from_utf8_lossy(&sent).contains("reset"), "{sent:?}");
+    topology.await_quiet()
+}

@@ -1,0 +1,131 @@
+//! The filter chains of the sidecars, and tests under changed manifests.
+
+use crate::{
+    cluster::{Cluster, admin, on_it},
+    conversations, outside,
+    pod::{self, Pod, list},
+};
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt::Write as _, fs, net::SocketAddr};
+
+#[test]
+fn the_filter_stands_in_the_passthrough_chains_and_no_others() -> Result<()> {
+    on_it(|cluster| {
+        for client in &cluster.clients {
+            let chains = chains(cluster, client)?;
+            let golden = golden()?;
+            ensure!(chains == golden, "{}: the chains differ from tests/data/mesh/chains:\n{chains}", client.name);
+        }
+        Ok(())
+    })
+}
+
+/// Outbound listeners, their chains and what each consists of, with the names of services for their addresses.
+pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
+    let mut names = BTreeMap::new();
+    for service in list(&cluster.plane.get(&["services", "--all-namespaces"])?, "/items") {
+        let name = pod::text(&service, "/metadata/name")?;
+        names.insert(pod::text(&service, "/spec/clusterIP")?.to_owned(), name.to_owned());
+    }
+    let dump: Value = serde_json::from_str(&admin(client, "/config_dump")?)?;
+    let mut listeners = BTreeMap::new();
+    for config in list(&dump, "/configs") {
+        for listener in list(&config, "/dynamic_listeners") {
+            ensure!(listener.get("error_state").is_none(), "a listener was refused: {listener}");
+            let listener = &listener["active_state"]["listener"];
+            if listener["traffic_direction"] != "OUTBOUND" {
+                continue;
+            }
+            let name = pod::text(listener, "/name")?;
+            let name = match name.rsplit_once('_').and_then(|(address, port)| Some((names.get(address)?, port))) {
+                Some((service, port)) => format!("{service}_{port}"),
+                None => name.to_owned(),
+            };
+            let mut lines = String::new();
+            for chain in list(listener, "/filter_chains").iter().chain(listener.get("default_filter_chain")) {
+                let matched = chain.get("filter_chain_match").map(Value::to_string).unwrap_or_default();
+                let called = chain["name"].as_str().unwrap_or("-");
+                let filters: Vec<String> = list(chain, "/filters")
+                    .iter()
+                    .map(|filter| {
+                        let cluster = filter.pointer("/typed_config/cluster").and_then(Value::as_str);
+                        let short = filter["name"].as_str().unwrap_or_default().rsplit('.').next().unwrap_or_default();
+                        cluster.map_or(short.to_owned(), |cluster| format!("{short}({cluster})"))
+                    })
+                    .collect();
+                writeln!(lines, "  {called} {matched}: {}", filters.join(" → "))?;
+            }
+            listeners.insert(name, lines.replace(" : ", ": ").replace(" {}: ", ": "));
+        }
+    }
+    Ok(listeners.into_iter().map(|(name, lines)| format!("{name}\n{lines}")).collect())
+}
+
+fn golden() -> Result<String> {
+    Ok(fs::read_to_string(testbed::root().join("tests/data/mesh/chains"))?)
+}
+
+/// Does this under a Sidecar resource of this specification.
+fn with_sidecar(cluster: &Cluster, specification: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    let sidecar = format!(
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{ name: tried, namespace: default }}\nspec: {specification}"
+    );
+    with_manifests(cluster, &sidecar, test)
+}
+
+/// Applies these manifests, does this, deletes them and waits until the chains are as they were.
+pub fn with_manifests(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    cluster.plane.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests)?;
+    let outcome = test();
+    cluster.plane.kubectl_with(&["delete", "-f", "-"], manifests)?;
+    let golden = golden()?;
+    for client in &cluster.clients {
+        cluster.plane.eventually("the chains as they were", |_| {
+            let chains = chains(cluster, client)?;
+            ensure!(chains == golden, "{chains}");
+            Ok(())
+        })?;
+    }
+    outcome
+}
+
+#[test]
+fn under_registry_only_sluice_still_decides() -> Result<()> {
+    on_it(|cluster| {
+        with_sidecar(cluster, "{ outboundTrafficPolicy: { mode: REGISTRY_ONLY } }", || {
+            for client in &cluster.clients {
+                cluster.plane.eventually("REGISTRY_ONLY", |_| {
+                    let chains = chains(cluster, client)?;
+                    let black = "virtualOutbound-catchall-tcp: sluice → tcp_proxy(BlackHoleCluster)";
+                    ensure!(chains.contains(black), "{chains}");
+                    Ok(())
+                })?;
+                for (port, says) in conversations()? {
+                    cluster.expect_routed(client, outside(0, port), &says)?;
+                }
+            }
+            // What sluice leaves alone goes where the chain says: nowhere.
+            cluster.expect_refused(SocketAddr::new(cluster.backend.addresses[0], 5432), b"hello")
+        })
+    })
+}
+
+#[test]
+fn a_sidecar_resource_that_hides_the_routers_fails_connections_and_verify_says_so() -> Result<()> {
+    on_it(|cluster| {
+        with_sidecar(cluster, "{ egress: [{ hosts: [istio-system/*] }] }", || {
+            cluster.plane.eventually("that the routers are hidden", |_| {
+                let (right, shown) = cluster.verify(&["verify"])?;
+                let what = "there is no cluster outbound|8080||egress-router1.default.svc.cluster.local";
+                let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
+                ensure!(!right && told == cluster.clients.len(), "{shown}");
+                Ok(())
+            })?;
+            for (port, says) in conversations()? {
+                cluster.expect_refused(outside(0, port), &says)?;
+            }
+            Ok(())
+        })
+    })
+}

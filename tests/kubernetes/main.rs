@@ -1,0 +1,45 @@
+//! Istio: the shipped manifests on a real API server, translated by a real istiod, and run by real sidecars and egress routers,
+//! in network namespaces and without containers. `make test-mesh` builds the programs and runs these tests, as root.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a panic fails the test"
+)]
+
+mod chains;
+mod cluster;
+mod connections;
+mod control_plane;
+mod declared_externals;
+mod keeper;
+mod manifests;
+mod module_delivery;
+mod pod;
+mod server;
+
+#[path = "../common/client_hello.rs"]
+mod client_hello;
+
+use anyhow::Result;
+use client_hello::client_hello;
+use cluster::OUTSIDE;
+use std::{net::SocketAddr, time::Duration};
+
+/// What this URL answers with 200.
+fn get(url: &str) -> Result<String> {
+    let answer = ureq::get(url).config().timeout_global(Some(Duration::from_secs(5))).build().call();
+    Ok(answer?.body_mut().read_to_string()?)
+}
+
+fn outside(family: usize, port: u16) -> SocketAddr {
+    SocketAddr::new(OUTSIDE[family].parse().unwrap(), port)
+}
+
+/// What a client says on the ports that the outside serves.
+fn conversations() -> Result<[(u16, Vec<u8>); 3]> {
+    Ok([(443, client_hello("a.example.com")?), (80, server::http("a.example.com")), (25, Vec::new())])
+}

@@ -1,0 +1,125 @@
+//! The manifests, and what `make verify` says about them.
+
+use crate::{
+    cluster::{self, admin, on_it, stats},
+    outside,
+};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::fs;
+
+#[test]
+fn envoy_refused_no_update() -> Result<()> {
+    on_it(|cluster| {
+        for client in &cluster.clients {
+            let refused = stats(client, |name| name.ends_with("update_rejected"))?;
+            for kind in ["listener_manager.lds.", "cluster_manager.cds."] {
+                ensure!(refused.iter().any(|(name, _)| name.contains(kind)), "no {kind} in {refused:?}");
+            }
+            ensure!(refused.iter().all(|(_, count)| *count == 0), "{}: {refused:?}", client.name);
+            let dump = admin(client, "/config_dump")?;
+            ensure!(dump.contains("ecds_filters") && !dump.contains("\"error_state\""), "{}: {dump}", client.name);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
+    on_it(|cluster| {
+        let strictly = ["apply", "--dry-run=server", "--validate=strict", "-f"];
+        let folder = testbed::root().join("istio");
+        let mut alone = vec![folder.join("sni.yaml")];
+        alone.extend(fs::read_dir(folder.join("declared-externals"))?.map(|entry| entry.unwrap().path()));
+        for path in alone {
+            cluster.plane.kubectl(&[&strictly[..], &[&path.to_string_lossy()]].concat())?;
+        }
+        let analysed = cluster.plane.istioctl(&["analyze", "--namespace=default", "--output=json"])?;
+        let analysed: Value = serde_json::from_str(&analysed)?;
+        let mut found: Vec<String> = analysed
+            .as_array()
+            .context("a list")?
+            .iter()
+            .map(|message| format!("{} {} {}", message["level"], message["code"], message["origin"]).replace('"', ""))
+            .collect();
+        found.sort();
+        // IST0102: pods ask for injection by label. IST0133: whoever patches Envoy's configuration hears that.
+        let explained = [
+            "Info IST0102 Namespace default",
+            "Warning IST0133 EnvoyFilter default/sluice",
+            "Warning IST0133 EnvoyFilter default/sluice-passthrough",
+            "Warning IST0133 EnvoyFilter default/sluice-port-80",
+        ];
+        ensure!(found == explained, "{found:#?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() -> Result<()> {
+    on_it(|cluster| {
+        cluster.edit("settings.yaml", "  namespace: ", "elsewhere")?;
+        cluster.edit("settings.yaml", "  workload: ", "{ team: mine }")?;
+        cluster.edit("settings.yaml", "    - &pods4 ", "10.9.0.0/16")?;
+        let made = cluster.plane.kubectl(&["kustomize", &cluster.manifests.to_string_lossy()])?;
+        cluster.fresh_manifests()?;
+        // Routers' configuration apart: it is text.
+        let made: Vec<&str> = made.split("\n---\n").filter(|one| !one.contains("kind: ConfigMap")).collect();
+        let count = |text: &str| made.iter().map(|one| one.matches(text).count()).sum::<usize>();
+        for (text, times) in [
+            ("namespace: elsewhere", made.len()),
+            ("kubernetes.io/metadata.name: elsewhere", 2),
+            (".elsewhere.svc.cluster.local", 4),
+            ("default", 0),
+            ("labels:\n      team: mine", 3),
+            ("matchLabels:\n      team: mine", 1),
+            ("10.9.0.0/16", 2),
+            ("10.244.0.0/16", 0),
+        ] {
+            ensure!(count(text) == times, "{text:?} {} times, not {times}:\n{}", count(text), made.join("\n---\n"));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn verify_shows_where_connections_leave_and_what_is_wrong() -> Result<()> {
+    on_it(|cluster| {
+        let to = outside(0, 25);
+        let (right, shown) = cluster.verify(&["verify", &to.to_string()])?;
+        ensure!(right, "{shown}");
+        for client in &cluster.clients {
+            let egress = cluster::expected_router(client.addresses[0]);
+            let row = |line: &str| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                words == [&client.addresses[0].to_string(), egress, &to.to_string()]
+            };
+            ensure!(shown.lines().any(row), "{} {egress} {to}:\n{shown}", client.addresses[0]);
+        }
+        for listener in ["0.0.0.0_15010", "0.0.0.0_15014"] {
+            let told = format!("  not covered: plain HTTP to the outside on {listener}\n");
+            ensure!(shown.contains(&told), "{listener}:\n{shown}");
+        }
+        println!("{shown}");
+        cluster.plane.kubectl(&["delete", "envoyfilter", "sluice-passthrough"])?;
+        cluster.plane.kubectl(&["delete", "destinationrule", "egress-router2"])?;
+        let told = cluster.plane.eventually("what is wrong", |_| {
+            let (right, shown) = cluster.verify(&["verify"])?;
+            for what in [
+                "the filter is not in virtualOutbound virtualOutbound-catchall-tcp",
+                "the cluster outbound|8081||egress-router2.default.svc.cluster.local sends no PROXY header",
+            ] {
+                let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
+                ensure!(!right && told == cluster.clients.len(), "{what:?}:\n{shown}");
+            }
+            Ok(())
+        });
+        cluster.apply()?;
+        cluster.plane.eventually("that all is right again", |_| {
+            let (right, shown) = cluster.verify(&["verify"])?;
+            ensure!(right, "{shown}");
+            Ok(())
+        })?;
+        told
+    })
+}

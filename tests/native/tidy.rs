@@ -1,0 +1,255 @@
+//! Consistency of the repository: links, paths, make targets, and versions in one place.
+
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// All files except those that are built or downloaded, relative to the checkout.
+fn files() -> Vec<PathBuf> {
+    fn walk(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let name = entry.unwrap().file_name();
+            let path = folder.join(&name);
+            if ["target", "dist", ".git"].iter().any(|skipped| name == *skipped) {
+                continue;
+            }
+            if root.join(&path).is_dir() {
+                walk(root, &path, files);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    let mut files = Vec::new();
+    walk(&testbed::root(), Path::new(""), &mut files);
+    files
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(testbed::root().join(path)).unwrap()
+}
+
+fn documents() -> Vec<PathBuf> {
+    files().into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+}
+
+/// The links, anchors (as GitHub makes them) and code spans and blocks of a document.
+#[derive(Default)]
+struct Document {
+    links: Vec<String>,
+    anchors: BTreeSet<String>,
+    code: Vec<String>,
+}
+
+impl Document {
+    fn read(path: &Path) -> Self {
+        let text = read(path);
+        let mut document = Self::default();
+        let (mut heading, mut block) = (None, None);
+        for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
+            match event {
+                Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
+                    document.links.push(dest_url.into_string());
+                }
+                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+                Event::End(TagEnd::Heading(_)) => {
+                    let kept = |letter: char| letter.is_alphanumeric() || letter == ' ' || letter == '-';
+                    let title = heading.take().unwrap().to_lowercase();
+                    document
+                        .anchors
+                        .insert(title.chars().filter(|&letter| kept(letter)).collect::<String>().replace(' ', "-"));
+                }
+                Event::Start(Tag::CodeBlock(_)) => block = Some(String::new()),
+                Event::End(TagEnd::CodeBlock) => document.code.extend(block.take()),
+                Event::Code(code) => {
+                    if let Some(heading) = &mut heading {
+                        heading.push_str(&code);
+                    }
+                    document.code.push(code.into_string());
+                }
+                Event::Text(text) => {
+                    if let Some(gathered) = heading.as_mut().or(block.as_mut()) {
+                        gathered.push_str(&text);
+                    }
+                }
+                _ => {}
+            }
+        }
+        document
+    }
+}
+
+/// Returns the file to which a link of this document leads, and the anchor in it; `None` if it leaves the repository.
+fn target(document: &Path, link: &str) -> Option<(PathBuf, Option<String>)> {
+    if link.contains("://") || link.starts_with("mailto:") {
+        return None;
+    }
+    let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor.to_owned())));
+    let path = if path.is_empty() { document.to_owned() } else { document.parent().unwrap().join(path) };
+    Some((path, anchor))
+}
+
+#[test]
+fn every_link_has_a_target() {
+    for document in documents() {
+        for link in Document::read(&document).links {
+            let Some((path, anchor)) = target(&document, &link) else { continue };
+            assert!(
+                testbed::root().join(&path).exists(),
+                "{}: the target of {link} does not exist",
+                document.display()
+            );
+            if let Some(anchor) = anchor {
+                let exists = Document::read(&path).anchors.contains(&anchor);
+                assert!(exists, "{}: the heading of {link} does not exist", document.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_main_readme_links_every_other_readme() {
+    let main = Path::new("README.md");
+    let linked: BTreeSet<PathBuf> =
+        Document::read(main).links.iter().filter_map(|link| Some(target(main, link)?.0)).collect();
+    for document in documents() {
+        if document != main && document.ends_with("README.md") {
+            let folder = document.parent().unwrap();
+            let found = linked.contains(&document) || linked.contains(folder) || linked.contains(&folder.join(""));
+            assert!(found, "README.md does not link {}", document.display());
+        }
+    }
+}
+
+#[test]
+fn every_documented_make_target_exists() {
+    let makefile = read(Path::new("Makefile"));
+    let targets: BTreeSet<&str> = makefile
+        .lines()
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        .filter_map(|line| Some(line.split_once(": ")?.0))
+        .collect();
+    let mut documented = BTreeSet::new();
+    for document in documents() {
+        for code in Document::read(&document).code {
+            for line in code.lines() {
+                let Some(rest) = line.trim_start_matches("$ ").strip_prefix("make ") else { continue };
+                let words =
+                    rest.split_whitespace().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
+                for word in words {
+                    assert!(targets.contains(word), "{}: no make target {word}", document.display());
+                    documented.insert(word.to_owned());
+                }
+            }
+        }
+    }
+    for target in targets {
+        assert!(documented.contains(target), "the make target {target} is documented nowhere");
+    }
+}
+
+#[test]
+fn every_documented_path_exists() {
+    let root = testbed::root();
+    let tops: BTreeSet<String> =
+        files().iter().map(|path| path.iter().next().unwrap().to_string_lossy().into_owned()).collect();
+    for document in documents() {
+        for code in Document::read(&document).code {
+            for word in code.split_whitespace() {
+                let word = word.trim_matches([',', ';', '.', '"', '\'', '(', ')']).trim_start_matches("./");
+                let Some((top, _)) = word.split_once('/') else { continue };
+                if tops.contains(top) {
+                    assert!(root.join(word).exists(), "{}: no such path: {word}", document.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn versions_are_stated_in_one_place() {
+    let toolchain = read(Path::new("rust-toolchain.toml"));
+    let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
+    let envoy = read(Path::new(".envoy-version"));
+    let tools = read(Path::new("tests/mesh/go.mod"));
+    let istio = tools.lines().find(|line| line.contains("istio.io/istio v")).unwrap();
+    let istio = istio.rsplit([' ', '-']).find(|part| part.len() == 12).unwrap();
+    assert!(read(Path::new("istio/README.md")).contains(istio), "istio/README.md does not name the commit {istio}");
+    let image = format!("newTag: distroless-v{}\n", envoy.trim());
+    let kustomization = "istio/kustomization.yaml"; // cannot read .envoy-version
+    assert!(read(Path::new(kustomization)).contains(&image), "{kustomization} does not contain {image}");
+    for (version, home) in
+        [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml"), (istio, "tests/mesh/go.mod")]
+    {
+        for path in files() {
+            // Documents and results say which version was measured; lists of dependencies contain all versions.
+            let listed = ["md", "lock", "mod", "sum"];
+            if path.extension().is_some_and(|extension| listed.iter().any(|known| extension == *known))
+                || [COMPOSE, kustomization, "bench/results.json", home].iter().any(|own| path == Path::new(own))
+            {
+                continue;
+            }
+            let bytes = fs::read(testbed::root().join(&path)).unwrap();
+            let repeats = String::from_utf8_lossy(&bytes).contains(version);
+            assert!(!repeats, "{}: {version} belongs in {home} only", path.display());
+        }
+    }
+}
+
+/// The environment of Docker Compose, which cannot read `.envoy-version`.
+const COMPOSE: &str = "envoy-docker/.env";
+
+#[test]
+fn compose_uses_the_pinned_envoy_version() {
+    let image = format!("ENVOY_IMAGE=envoyproxy/envoy:v{}", read(Path::new(".envoy-version")).trim());
+    assert!(read(Path::new(COMPOSE)).lines().any(|line| line == image), "{COMPOSE}: {image}");
+}
+
+#[test]
+fn every_rust_file_starts_with_a_module_comment() {
+    for path in files() {
+        if path.extension().is_some_and(|extension| extension == "rs") && !path.starts_with("tests/data") {
+            assert!(read(&path).starts_with("//! "), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_blocks_are_only_in_the_wasm_host() {
+    let allowed = ["src/host/allocator.rs", "src/host/entry_points.rs", "src/host/wasm.rs"].map(Path::new);
+    for path in files() {
+        if path.extension().is_some_and(|extension| extension == "rs") && !allowed.contains(&path.as_path()) {
+            let block = ["unsafe", " {"].concat();
+            assert!(!read(&path).contains(&block), "{}", path.display());
+        }
+    }
+}
+
+/// Each list of addresses begins with those of the operator, up to the second comment in the list.
+#[test]
+fn both_egress_router_configurations_differ_only_in_their_address_lists() {
+    let without_lists = |path: &str| {
+        let (mut lists, mut in_list, mut comments) = (0, false, 0);
+        let mut kept = String::new();
+        for line in read(Path::new(path)).lines() {
+            let is_address = line.contains("address_prefix: ");
+            let is_comment = line.trim_start().starts_with('#');
+            comments += usize::from(is_comment);
+            in_list &= comments < 2 && (is_address || is_comment);
+            if line.trim_start() == "cidr_ranges:" {
+                (lists, in_list, comments) = (lists + 1, true, 0);
+            }
+            if !(in_list && is_address) {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+        assert_eq!(lists, 2, "{path}");
+        kept
+    };
+    let (docker, mesh) = ("envoy-docker/egress-router.yaml", "istio/egress-router/egress-router.yaml");
+    assert_eq!(without_lists(docker), without_lists(mesh), "{mesh} differs from {docker}");
+}
