@@ -5,7 +5,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-docker test-mesh dev ci fmt lint build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
+.PHONY: help demo docker-demo test test-docker test-mesh dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -17,6 +17,7 @@ dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --l
 ci: lint check-readme audit regen-proto wasm-size demo test test-docker test-mesh
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
+build-native: ; $(CARGO) xtask build-native
 build-wasm: ; $(CARGO) $(WITH_WASM_OPT) build-wasm
 wasm-size: ; $(CARGO) $(WITH_WASM_OPT) wasm-size
 oci: ; $(CARGO) $(WITH_WASM_OPT) oci

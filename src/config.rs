@@ -1,7 +1,7 @@
 //! The plugin configuration: its format, and how it becomes a [`Policy`].
 //!
-//! A configuration is the name of a preset (`standalone` or `istio`; nothing at all means `standalone`) or an object, as
-//! JSON text or as a `google.protobuf.Struct`:
+//! A configuration is either the bare name of a preset, without quotes and white space (`standalone` or `istio`; nothing at all
+//! means `standalone`), or an object. The object is JSON text or a `google.protobuf.Struct`:
 //!
 //! ```json
 //! {
@@ -30,14 +30,14 @@
 //! | `routes[].match` | The criteria. Each is a list, of which one entry must match. | matches everything |
 //! | `….source`, `….destination` | CIDRs without host bits, of the client and of the address it connected to. | matches everything |
 //! | `….destination_ports` | TCP ports, 1 to 65535. | matches everything |
-//! | `….sni` | Server names: a host name, or `*.hostname` for one or more labels before it. | matches everything |
+//! | `….sni` | Server names: a host name, or `*.hostname` for one or more labels before it. A connection without a server name matches none, and that is no error. | matches everything |
 //! | `routes[].clusters` | Cluster names. The last octet of the source modulo their number selects one. | either `clusters` or `action` is required |
 //! | `routes[].action` | `continue` keeps the cluster of `tcp_proxy`; `deny` closes the connection. | either `clusters` or `action` is required |
 //! | `otherwise` | The action if no route matches. | required |
-//! | `on_error` | The action if the source is not an IP address and port, if a route asks for the destination and that is not, or if the proxy refuses the override. | `deny` |
+//! | `on_error` | The action if the proxy gives no IP address and port for the source, or none for the destination although any route has `destination` or `destination_ports`, or if it refuses the override. | `deny` |
 //! | `preset` | The name of a preset. Cannot be combined with other fields. | |
 //!
-//! An empty Struct arrives as nothing, so it means `standalone` too. `schema/sluice.schema.json` describes the format as a
+//! No list may be empty. An empty Struct reaches the Wasm module as nothing, so it means `standalone` there; `{}` is rejected. `schema/sluice.schema.json` describes the format as a
 //! JSON Schema.
 
 use crate::{

@@ -61,7 +61,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Reads all following digits of this radix, at most 16, as a number. Returns `None` if there is no digit or the number
+    /// Reads all following digits as a number. `radix` must be at most 16. Returns `None` if there is no digit or the number
     /// exceeds `max`, which must be below 2^27; the digits after that are not read then.
     #[inline(never)]
     pub fn number(&mut self, radix: u32, max: u32) -> Option<u32> {

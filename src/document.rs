@@ -361,8 +361,8 @@ pub fn word_index(words: &str, word: &[u8]) -> Option<usize> {
     words.as_bytes().split(|&byte| byte == b' ').position(|known| known == word)
 }
 
-/// Reads the length of a message, a varint, and returns where the message ends. Returns `None` if the document ends earlier. A
-/// length that does not fit a `usize` loses its high bits; then the ends of the messages differ.
+/// Reads the length of a message, a varint, and returns where the message ends. Returns `None` if the document ends earlier or
+/// the varint has too many bytes. Bits that do not fit a `usize` are dropped, so a length that is wrong only in those is accepted.
 fn read_length(cursor: &mut Cursor<'_>) -> Option<End> {
     let (mut length, mut shift) = (0, 0);
     loop {

@@ -10,8 +10,8 @@ use crate::{
 };
 use alloc::{boxed::Box, vec::Vec};
 
-/// The value written to the filter state `envoy.tcp_proxy.cluster` for a denied connection, so that access logs show the
-/// denial. It is the name of the counter, too.
+/// The value written to the filter state `envoy.tcp_proxy.cluster` for a connection that a loaded configuration denies, so that
+/// access logs show the denial. The counter has the same name; [`Outcome::NAMES`] spells it separately.
 pub const DENIED: &str = "sluice.denied";
 
 /// A loaded configuration.
@@ -38,11 +38,11 @@ type Counter<H> = Option<<H as Host>::Counter>;
 enum Outcome {
     /// The connection keeps the cluster of `tcp_proxy`.
     Continued,
-    /// The connection was closed.
+    /// The configuration denied the connection, which is closed. Connections without a configuration are not counted.
     Denied,
     /// An address that the policy needs was missing or not an IP address and port. Counted in addition to one of the first two.
     Unreadable,
-    /// The proxy refused an override. Counted in addition to one of the first two.
+    /// The proxy refused the override of a route. Counted in addition to one of the first two.
     HostError,
 }
 
@@ -65,8 +65,7 @@ impl<H: Host> Filter<H> {
             let routed = define_counter(host, "sluice.routed.", name);
             clusters.push(Cluster { prepared: host.prepare_override(name), routed });
         }
-        let outcome = |name| define_counter(host, "sluice.", name);
-        let outcomes = [outcome("continued"), outcome("denied"), outcome("unreadable"), outcome("host_errors")];
+        let outcomes = Outcome::NAMES.map(|name| define_counter(host, "sluice.", name));
         Some(Box::new(Self { policy, clusters, denied_override: host.prepare_override(DENIED), outcomes }))
     }
 
@@ -102,8 +101,8 @@ impl<H: Host> Filter<H> {
             Some(Action::Continue) => self.count(connection, Outcome::Continued),
             Some(Action::Deny) => {
                 self.count(connection, Outcome::Denied);
-                // For access logs. Also, no cluster of this name should exist, so that a connection that a proxy failed to
-                // close would find no upstream. A refusal changes nothing.
+                // For access logs, and as a last barrier: if a proxy neither closed nor stopped the connection, `tcp_proxy`
+                // would look for a cluster of this name, which must not exist. A refusal changes nothing.
                 _ = connection.set_override(&self.denied_override);
             }
             None => {}

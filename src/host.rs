@@ -1,9 +1,12 @@
-//! What the filter asks of the proxy it runs in. Each proxy interface implements these traits in a file of its own.
+//! What the filter asks of the proxy it runs in. `wasm` implements these traits for the proxy-wasm ABI, `native`
+//! for Envoy's dynamic modules, and `recording` for tests.
 
 #[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]
 mod allocator;
 #[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]
 mod entry_points;
+#[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+mod native;
 #[cfg(test)]
 pub mod recording;
 #[cfg(all(target_arch = "wasm32", feature = "sdk"))]
@@ -86,4 +89,6 @@ pub struct Status(pub u32);
 impl Status {
     /// The proxy does not have what was asked for.
     pub const NOT_FOUND: Self = Self(1);
+    /// The proxy does not accept an argument.
+    pub const BAD_ARGUMENT: Self = Self(2);
 }

@@ -1,5 +1,5 @@
-//! sluice: a TCP filter for Envoy and Istio that selects the egress cluster of a connection by its addresses, ports and server
-//! name.
+//! sluice: a TCP filter for Envoy and Istio that selects the egress cluster of a connection or denies it, by its
+//! addresses, destination port and server name.
 //!
 //! ```text
 //!            configuration                    new connection
@@ -13,8 +13,9 @@
 //! - [`policy`] decides about a connection by its [`routes`]. It works on [`address`], [`cidr`] and [`server_name`] and calls no
 //!   proxy.
 //! - [`filter`] loads a configuration and handles new connections, for any proxy that implements the traits in [`host`].
-//! - `src/host/` holds one file for each proxy interface: the proxy-wasm ABI, the entry points of the shipped module, the
-//!   SDK's dispatcher (feature `sdk`, on by default), and a recording host for tests.
+//! - `src/host/` implements these traits for the proxy-wasm ABI, for Envoy's dynamic modules (feature `native`), and for tests,
+//!   which record the calls. It also holds what calls the filter in WebAssembly: the entry points and the allocator of the
+//!   shipped module, or the SDK's dispatcher (feature `sdk`, on by default).
 //!
 //! - [`cursor`], [`text`] and [`config_error`] serve the others.
 //!

@@ -45,7 +45,7 @@ pub enum Action {
 /// What is known of a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionInfo<'a> {
-    /// The address of the downstream peer, or `None` if it is not an IP address and port.
+    /// The address of the downstream peer, or `None` if the proxy did not return an IP address and port.
     pub source: Option<Endpoint>,
     /// The address that the peer connected to, or `None` if it is not an IP address and port or was not read. Behind an
     /// `original_dst` listener filter, this is the original destination, before redirection.
@@ -100,8 +100,8 @@ impl Policy {
         self.routes.criteria().contains(Criterion::Sni)
     }
 
-    /// Decides about a connection. A needed address that cannot be read decides before any route, so that no
-    /// `deny` route is missed.
+    /// Decides about a connection. The source is always needed, the destination if any route asks for it. If one is
+    /// missing, the result is [`Decision::Unreadable`] whatever the routes say, so that no `deny` route is missed.
     #[must_use]
     #[inline(never)]
     pub fn decide(&self, connection: &ConnectionInfo<'_>) -> Decision {

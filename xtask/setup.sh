@@ -50,19 +50,24 @@ ci | test-docker)
     fi
     ;;
 esac
-# For the tests on a mesh; where these may not be installed, they say what they miss and are ignored.
-mesh=
+# For the tests on a mesh and those under valgrind. If these cannot be installed, the tests say so and are skipped.
+optional=
 case ${1-} in
-ci | test-mesh)
-    if missing etcd; then mesh="$mesh etcd-server"; fi
-    if missing docker-registry; then mesh="$mesh docker-registry"; fi
-    if missing iptables && ! [ -x /usr/sbin/iptables ]; then mesh="$mesh iptables"; fi
-    if missing busybox; then mesh="$mesh busybox"; fi
-    if missing openssl; then mesh="$mesh openssl"; fi
-    if missing go && ! python3 -m pip --version >/dev/null 2>&1; then mesh="$mesh python3-pip"; fi # fetches Go
+ci | test)
+    if missing valgrind; then optional="$optional valgrind"; fi
     ;;
 esac
-if [ "$(id -u)" = 0 ] && ! missing apt-get; then packages="$packages$mesh"; fi
+case ${1-} in
+ci | test-mesh)
+    if missing etcd; then optional="$optional etcd-server"; fi
+    if missing docker-registry; then optional="$optional docker-registry"; fi
+    if missing iptables && ! [ -x /usr/sbin/iptables ]; then optional="$optional iptables"; fi
+    if missing busybox; then optional="$optional busybox"; fi
+    if missing openssl; then optional="$optional openssl"; fi
+    if missing go && ! python3 -m pip --version >/dev/null 2>&1; then optional="$optional python3-pip"; fi # fetches Go
+    ;;
+esac
+if [ "$(id -u)" = 0 ] && ! missing apt-get; then packages="$packages$optional"; fi
 # shellcheck disable=SC2086 # a list of words
 [ -z "$packages" ] || install $packages
 

@@ -18,6 +18,8 @@ const WORKERS: [(u32, Figure, Figure); 2] =
 
 /// So many routes has each table that is measured, beside the preset.
 const ROUTES: [usize; 3] = [10, 100, 1_000];
+/// The same for the native module.
+const NATIVE_ROUTES: [usize; 2] = [10, 1_000];
 
 fn main() -> ExitCode {
     match run() {
@@ -44,15 +46,20 @@ fn run() -> Result<()> {
             bench.load(rounds(21)?)?;
             print!("{}\nleast, 1 worker, ms:\n{}", bench.report.table(), bench.report.least());
         }
-        [shipped, inlined, plain] => {
-            let [shipped, inlined, plain] = [shipped, inlined, plain].map(Path::new);
-            variants.insert(1, Variant::native());
+        [shipped, inlined, plain, native] => {
+            let [shipped, inlined, plain, native] = [shipped, inlined, plain, native].map(Path::new);
+            variants.insert(1, Variant::cel());
             variants.push(Variant::module("plain cargo build, preset".into(), plain, "")?);
             variants.push(Variant::module("preset, calls inlined by V8".into(), inlined, "")?);
             variants.push(Variant::module("sluice, preset".into(), shipped, "")?);
             for routes in ROUTES {
                 let table = config::table_of(routes);
                 variants.push(Variant::module(format!("sluice, {routes} routes"), shipped, &table)?);
+            }
+            variants.push(Variant::module("native, preset".into(), native, "")?);
+            for routes in NATIVE_ROUTES {
+                let table = config::table_of(routes);
+                variants.push(Variant::module(format!("native, {routes} routes"), native, &table)?);
             }
             let peers = Variant::peers()?;
             let ours_alone = peers.is_empty();
@@ -62,7 +69,7 @@ fn run() -> Result<()> {
             bench.traffic(rounds(15)?)?;
             bench.report.write(ours_alone)?;
         }
-        _ => bail!("usage: bench SHIPPED INLINED PLAIN | bench load MODULE…; ROUNDS=number"),
+        _ => bail!("usage: bench SHIPPED INLINED PLAIN NATIVE | bench load MODULE…; ROUNDS=number"),
     }
     Ok(())
 }

@@ -250,7 +250,7 @@ impl Report {
             for (name, (value, label)) in bars {
                 y += STEP;
                 let width = (value.max(0.0) / most * WIDTH as f64).max(1.0).round() as usize;
-                let class = if name.starts_with("sluice") { "ours" } else { "bar" };
+                let class = if ["sluice", "native"].iter().any(|ours| name.starts_with(ours)) { "ours" } else { "bar" };
                 let label = Text::new(label).set("x", LEFT + width + 6).set("y", y);
                 let bar = Rectangle::new().set("class", class).set("x", LEFT).set("y", y - 11);
                 document = document

@@ -1,15 +1,15 @@
 //! What is measured side by side: no filter, Envoy's own, the floor, and modules.
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 use testbed::{Config, root};
 
-/// Parity as Envoy itself can do it.
-const NATIVE: &str = r#"- name: envoy.filters.network.set_filter_state
+/// Parity by Envoy's own filter for filter state, with a CEL expression.
+const CEL: &str = r#"- name: envoy.filters.network.set_filter_state
               typed_config:
                 "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
                 on_new_connection:
@@ -17,6 +17,15 @@ const NATIVE: &str = r#"- name: envoy.filters.network.set_filter_state
                     format_string:
                       text_format_source:
                         inline_string: "%CEL(source.address.matches('[02468]:[0-9]+$') ? 'egress1' : 'egress2')%""#;
+
+/// A Wasm module with a configuration. [`Config::with_module`] puts the module into it, or makes it a native one.
+const MODULE: &str = r#"- name: module
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm
+                config:
+                  name: bench
+                  configuration: CONFIGURATION
+                  vm_config: { runtime: envoy.wasm.runtime.v8, code: { local: { filename: /etc/envoy/sluice.wasm } } }"#;
 
 /// An Envoy's filter before tcp_proxy.
 pub struct Variant {
@@ -36,9 +45,9 @@ impl Variant {
     }
 
     /// Envoy's own filter for filter state, with a CEL expression.
-    pub fn native() -> Self {
-        let name = "native set_filter_state, CEL".into();
-        Self { name, module: None, splits: Some(true), filter: NATIVE.into() }
+    pub fn cel() -> Self {
+        let name = "Envoy's set_filter_state, CEL".into();
+        Self { name, module: None, splits: Some(true), filter: CEL.into() }
     }
 
     /// The hand-written module, assembled into this folder.
@@ -48,23 +57,13 @@ impl Variant {
         Self::module("floor: parity only, by hand".into(), &path, "")
     }
 
-    /// A module of ours with this configuration.
+    /// A Wasm module of ours, or a native one, with this configuration.
     pub fn module(name: String, path: &Path, configuration: &str) -> Result<Self> {
         let module = path.canonicalize().with_context(|| format!("no module at {}", path.display()))?;
         let configuration =
             json!({ "@type": "type.googleapis.com/google.protobuf.StringValue", "value": configuration });
-        let filter: Value = json!({
-            "name": "wasm",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm",
-                "config": {
-                    "name": "bench",
-                    "configuration": configuration,
-                    "vm_config": { "runtime": "envoy.wasm.runtime.v8", "code": { "local": { "filename": module } } },
-                },
-            },
-        });
-        Ok(Self { name, module: Some(module), splits: Some(true), filter: format!("- {filter}") })
+        let filter = MODULE.replace("CONFIGURATION", &configuration.to_string());
+        Ok(Self { name, module: Some(module), splits: Some(true), filter })
     }
 
     /// The modules that the environment names: `path` or `path:configuration` in PEER, and in variables that begin so.
@@ -82,6 +81,10 @@ impl Variant {
 
     /// The Envoy's configuration, before its backends are known.
     pub fn config(&self) -> Result<Config> {
-        Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)
+        let config = Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)?;
+        match &self.module {
+            Some(module) => config.with_module(module),
+            None => Ok(config),
+        }
     }
 }

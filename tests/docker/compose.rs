@@ -8,6 +8,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use testbed::Module;
 
 /// The folder with the shipped files.
 pub fn folder() -> PathBuf {
@@ -22,22 +23,23 @@ pub fn read(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Docker Compose with the shipped file. Only one test uses it at a time, because its addresses are fixed.
+/// Docker Compose with the shipped files for a module. Only one test uses it at a time, because its addresses are fixed.
 pub struct Compose<'a> {
     pub program: &'a [&'a str],
+    module: Module,
     _lock: MutexGuard<'static, ()>,
 }
 
 impl<'a> Compose<'a> {
     /// Waits for the other tests. Starts no service.
-    pub fn new(program: &'a [&'a str]) -> Self {
+    pub fn new(program: &'a [&'a str], module: Module) -> Self {
         static LOCK: Mutex<()> = Mutex::new(());
-        Self { program, _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
+        Self { program, module, _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Starts all services.
-    pub fn up(program: &'a [&'a str]) -> Result<Self> {
-        let compose = Self::new(program);
+    pub fn up(program: &'a [&'a str], module: Module) -> Result<Self> {
+        let compose = Self::new(program, module);
         compose.call(&["up", "--detach"])?;
         for router in ["egress-router1", "egress-router2"] {
             compose.inside(
@@ -51,7 +53,11 @@ impl<'a> Compose<'a> {
     /// Runs Docker Compose with these arguments and returns its output.
     pub fn call(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.program[0]);
-        read(command.args(&self.program[1..]).args(arguments).current_dir(folder()))
+        let files: &[&str] = match self.module {
+            Module::Wasm => &[],
+            Module::Native => &["--file", "compose.yaml", "--file", "compose.native.yaml"],
+        };
+        read(command.args(&self.program[1..]).args(files).args(arguments).current_dir(folder()))
     }
 
     /// Runs a command, whose words are separated by spaces, in the container of a service and returns its output.

@@ -24,7 +24,12 @@ macro_rules! tests {
 
         #[test]
         fn destination_routers_and_counters_agree_about_each_connection() -> anyhow::Result<()> {
-            crate::scenarios::destination_routers_and_counters_agree_about_each_connection(&$program)
+            crate::scenarios::destination_routers_and_counters_agree_about_each_connection(&$program, Module::Wasm)
+        }
+
+        #[test]
+        fn destination_routers_and_counters_agree_with_the_native_module() -> anyhow::Result<()> {
+            crate::scenarios::destination_routers_and_counters_agree_about_each_connection(&$program, Module::Native)
         }
 
         #[test]
@@ -39,16 +44,25 @@ macro_rules! tests {
 
         #[test]
         fn the_demo_shows_the_egress_of_each_source_and_changes_nothing() -> anyhow::Result<()> {
-            crate::scenarios::the_demo_shows_the_egress_of_each_source_and_changes_nothing(&$program)
+            crate::scenarios::the_demo_shows_the_egress_of_each_source_and_changes_nothing(&$program, Module::Wasm)
+        }
+
+        #[test]
+        fn the_demo_shows_the_egress_of_each_source_with_the_native_module() -> anyhow::Result<()> {
+            crate::scenarios::the_demo_shows_the_egress_of_each_source_and_changes_nothing(&$program, Module::Native)
         }
     };
 }
 
 mod compose_1 {
+    use testbed::Module;
+
     tests!(["docker-compose"]);
 }
 
 mod compose_2 {
+    use testbed::Module;
+
     tests!(["docker", "compose"]);
 
     #[test]

@@ -8,10 +8,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::envoy;
+use testbed::{Module, envoy};
 
 pub fn the_readme_can_be_followed(program: &[&str]) -> Result<()> {
-    let compose = Compose::new(program);
+    let compose = Compose::new(program, Module::Wasm);
     let readme = fs::read_to_string(folder().join("README.md"))?;
     let mut followed = 0;
     for (index, block) in readme.split("```").enumerate() {
@@ -75,8 +75,8 @@ fn masked(line: &str) -> String {
     line.split(' ').map(mask).collect::<Vec<_>>().join(" ")
 }
 
-pub fn destination_routers_and_counters_agree_about_each_connection(program: &[&str]) -> Result<()> {
-    let compose = Compose::up(program)?;
+pub fn destination_routers_and_counters_agree_about_each_connection(program: &[&str], module: Module) -> Result<()> {
+    let compose = Compose::up(program, module)?;
     for _ in 0..3 {
         let output = compose.inside("application", "curl --silent --max-time 20 http://198.51.100.80")?;
         assert_eq!(output, "source=198.51.100.21 destination=198.51.100.80 port=80\n");
@@ -115,7 +115,7 @@ pub fn destination_routers_and_counters_agree_about_each_connection(program: &[&
 }
 
 pub fn a_stopped_router_fails_only_its_own_clients(program: &[&str]) -> Result<()> {
-    let compose = Compose::up(program)?;
+    let compose = Compose::up(program, Module::Wasm)?;
     compose.call(&["stop", "egress-router2"])?;
     let refused = compose.inside("application", "curl --silent --show-error --max-time 20 http://[2001:db8::80]");
     let error = format!("{:#}", refused.expect_err("an answer came through a stopped router"));
@@ -129,7 +129,7 @@ pub fn a_stopped_router_fails_only_its_own_clients(program: &[&str]) -> Result<(
 }
 
 pub fn running_containers_are_not_root_and_have_no_capabilities(program: &[&str]) -> Result<()> {
-    let _compose = Compose::up(program)?;
+    let _compose = Compose::up(program, Module::Wasm)?;
     let mut checked = 0;
     for container in read(Command::new("docker").args(["ps", "--quiet", "--no-trunc"]))?.lines() {
         let name = read(Command::new("docker").args(["inspect", "--format", "{{.Name}}", container]))?;
@@ -154,20 +154,24 @@ pub fn running_containers_are_not_root_and_have_no_capabilities(program: &[&str]
     Ok(())
 }
 
-fn demo() -> Result<Command> {
+fn demo(module: Module) -> Result<Command> {
     let mut demo = Command::new(env::var_os("SLUICE_XTASK").context("make test-docker sets SLUICE_XTASK")?);
-    demo.arg("docker-demo").current_dir(testbed::root());
+    let module = match module {
+        Module::Wasm => "wasm",
+        Module::Native => "native",
+    };
+    demo.arg("docker-demo").env("MODULE", module).current_dir(testbed::root());
     Ok(demo)
 }
 
-pub fn the_demo_shows_the_egress_of_each_source_and_changes_nothing(program: &[&str]) -> Result<()> {
-    let compose = Compose::new(program);
+pub fn the_demo_shows_the_egress_of_each_source_and_changes_nothing(program: &[&str], module: Module) -> Result<()> {
+    let compose = Compose::new(program, module);
     for already_up in [false, true] {
         if already_up {
             compose.call(&["up", "--detach"])?;
         }
         let before = compose.call(&["ps", "--quiet"])?;
-        let shown = read(&mut demo()?)?;
+        let shown = read(&mut demo(module)?)?;
         let rows: Vec<Vec<&str>> = shown
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
@@ -195,10 +199,10 @@ pub fn the_demo_shows_the_egress_of_each_source_and_changes_nothing(program: &[&
 }
 
 pub fn the_demo_names_missing_requirements() -> Result<()> {
-    let output = demo()?.env("DOCKER_HOST", "unix:///nowhere").output()?;
+    let output = demo(Module::Wasm)?.env("DOCKER_HOST", "unix:///nowhere").output()?;
     let error = String::from_utf8(output.stderr)?;
     assert!(!output.status.success() && error.starts_with("error: no Docker engine answers: "), "{error}");
-    let output = demo()?.env("PATH", "/nowhere").output()?;
+    let output = demo(Module::Wasm)?.env("PATH", "/nowhere").output()?;
     let error = String::from_utf8(output.stderr)?;
     assert!(!output.status.success() && error.contains("please install Docker and Docker Compose"), "{error}");
     Ok(())

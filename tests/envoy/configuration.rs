@@ -5,7 +5,20 @@ use crate::proxy::{
 };
 use anyhow::{Context, Result};
 use std::{fs, path::Path, process::Command, time::Duration};
-use testbed::{Config, Envoy, config::table_of_clusters, connect, envoy, module::shipped};
+use testbed::{
+    Config, Envoy, Module,
+    config::{DYNAMIC_MODULE, SEARCH_PATH, table_of_clusters},
+    connect, envoy, for_each_module,
+};
+
+for_each_module! {
+    an_absent_and_an_empty_configuration_mean_standalone,
+    an_empty_struct_has_a_meaning_of_its_own,
+    a_table_may_be_a_string,
+    envoy_does_not_start_with_an_unknown_preset,
+    envoy_does_not_start_with_an_invalid_table,
+    the_largest_table_loads_within_100_ms_more_than_a_preset,
+}
 
 /// The module is at the path that the file names, in a mount namespace. If that cannot be created, the path is replaced.
 #[test]
@@ -14,34 +27,41 @@ fn every_shipped_configuration_is_valid_as_shipped() -> Result<()> {
     let mut validated = 0;
     for file in fs::read_dir(testbed::root().join("envoy-docker"))? {
         let file = file?.path();
-        if file.extension().is_none_or(|extension| extension != "yaml") || file.ends_with("compose.yaml") {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if !name.ends_with(".yaml") || name.starts_with("compose.") {
             continue;
         }
         let (valid, log) = match validate_unchanged(&program, &file)? {
             Some(result) => result,
             None => {
                 println!("{}: no mount namespace, so the path of the module is replaced", file.display());
-                envoy::validate(&program, &Config::file(&file)?.with_module(&shipped()?)?)?
+                let config = Config::file(&file)?;
+                let native = config.text().contains(DYNAMIC_MODULE);
+                let module = if native { Module::Native } else { Module::Wasm };
+                envoy::validate(&program, &config.with_module(&module.path()?)?)?
             }
         };
         assert!(valid, "{}\n{log}", file.display());
         assert!(log.contains("' OK"), "{log}");
         validated += 1;
     }
-    assert_eq!(validated, 3, "configurations of Envoy");
+    assert_eq!(validated, 5, "configurations of Envoy");
     Ok(())
 }
 
-/// Validates a file with the module in `/etc/envoy`. Returns `None` if no mount namespace can be created.
+/// Validates a file with the modules in `/etc/envoy`. Returns `None` if no mount namespace can be created.
 fn validate_unchanged(program: &Path, file: &Path) -> Result<Option<(bool, String)>> {
     let etc = tempfile::tempdir()?;
     fs::create_dir(etc.path().join("envoy"))?;
-    fs::copy(shipped()?, etc.path().join("envoy/sluice.wasm"))?;
+    for module in [Module::Wasm, Module::Native] {
+        let module = module.path()?;
+        fs::copy(&module, etc.path().join("envoy").join(module.file_name().context("a file")?))?;
+    }
     for user in [&[][..], &["--user", "--map-root-user"]] {
         let shell = |script: &str| {
             let mut command = Command::new("unshare");
             command.args(user).args(["--mount", "sh", "-c", script, "sh"]).args([etc.path(), program, file]);
-            command.output()
+            command.env(SEARCH_PATH, "/etc/envoy").output()
         };
         if shell("mount --bind \"$1\" /etc")?.status.success() {
             let output = shell("mount --bind \"$1\" /etc && exec \"$2\" --mode validate --config-path \"$3\"")?;
@@ -52,12 +72,18 @@ fn validate_unchanged(program: &Path, file: &Path) -> Result<Option<(bool, Strin
     Ok(None)
 }
 
-#[test]
-fn an_absent_and_an_empty_configuration_mean_standalone() -> Result<()> {
-    let block = "                  configuration:
-                    \"@type\": type.googleapis.com/google.protobuf.StringValue
-                    value: standalone\n";
-    for config in [standalone()?.with(block, "")?, standalone()?.with("value: standalone", "value: \"\"")?] {
+fn an_absent_and_an_empty_configuration_mean_standalone(module: Module) -> Result<()> {
+    let config = standalone(module)?;
+    let (name, indent) = match module {
+        Module::Wasm => ("configuration", " ".repeat(18)),
+        Module::Native => ("filter_config", " ".repeat(16)),
+    };
+    let block = format!(
+        "{indent}{name}:
+{indent}  \"@type\": type.googleapis.com/google.protobuf.StringValue
+{indent}  value: standalone\n"
+    );
+    for config in [config.with(&block, "")?, config.with("value: standalone", "value: \"\"")?] {
         let envoy = start(&config)?;
         assert_eq!(answer(&envoy, "127.0.0.2")?, "egress1");
         assert_eq!(answer(&envoy, "127.0.0.3")?, "egress2");
@@ -65,9 +91,24 @@ fn an_absent_and_an_empty_configuration_mean_standalone() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_table_may_be_a_string() -> Result<()> {
-    let config = scenario_envoy(&shipped()?, "CONFIGURATION")?
+/// Envoy gives a Wasm module the bytes of a Struct, and a native one its JSON text: an empty Struct is empty for the former.
+fn an_empty_struct_has_a_meaning_of_its_own(module: Module) -> Result<()> {
+    let config = scenario_envoy(&module.path()?, "{}")?;
+    match module {
+        Module::Wasm => {
+            let envoy = start(&config)?;
+            assert_eq!(answer_to(&envoy, &first_bytes("10.0.0.3:1", "198.51.100.7:443", "")?)?, "egress2");
+        }
+        Module::Native => {
+            let error = start_error(&config)?;
+            assert!(error.contains("sluice: plugin configuration: routes is missing"), "{error}");
+        }
+    }
+    Ok(())
+}
+
+fn a_table_may_be_a_string(module: Module) -> Result<()> {
+    let config = scenario_envoy(&module.path()?, "CONFIGURATION")?
         .with("google.protobuf.Struct", "google.protobuf.StringValue")?
         .with("CONFIGURATION", r#"'{"routes": [{"clusters": ["egress3"]}], "otherwise": "deny"}'"#)?;
     let envoy = start(&config)?;
@@ -75,21 +116,19 @@ fn a_table_may_be_a_string() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn envoy_does_not_start_with_an_unknown_preset() -> Result<()> {
+fn envoy_does_not_start_with_an_unknown_preset(module: Module) -> Result<()> {
     let long = "x".repeat(70_000);
     for (value, quoted) in
         [("Standalone", "\"Standalone\""), (" istio", "\" istio\""), (long.as_str(), "xxx\"... (70000 bytes)")]
     {
-        let error = start_error(&standalone_with(value)?)?;
+        let error = start_error(&standalone_with(module, value)?)?;
         assert!(error.contains("sluice: plugin configuration: \""), "{error}");
         assert!(error.contains(&format!("{quoted} is neither a preset")), "{error}");
     }
     Ok(())
 }
 
-#[test]
-fn envoy_does_not_start_with_an_invalid_table() -> Result<()> {
+fn envoy_does_not_start_with_an_invalid_table(module: Module) -> Result<()> {
     let start = r#"{"routes": [{"action": "deny"}, {"match": {"source": ["10.0.0.0/"#;
     for (table, error) in [
         (
@@ -98,15 +137,14 @@ fn envoy_does_not_start_with_an_invalid_table() -> Result<()> {
         ),
         (format!(r#"{start}8"]}}, "action": "deny"}}]}}"#), "otherwise is missing"),
     ] {
-        let log = start_error(&scenario_envoy(&shipped()?, &table)?)?;
+        let log = start_error(&scenario_envoy(&module.path()?, &table)?)?;
         assert!(log.contains(&format!("sluice: plugin configuration: {error}")), "{log}");
     }
     Ok(())
 }
 
-/// Two VMs load the configuration: one of the main thread, to validate it, and one of the worker.
-#[test]
-fn the_largest_table_loads_within_100_ms_more_than_a_preset() -> Result<()> {
+/// With Wasm two VMs load the configuration: one of the main thread, to validate it, and one of the worker.
+fn the_largest_table_loads_within_100_ms_more_than_a_preset(module: Module) -> Result<()> {
     const RUNS: usize = 5;
     let table = table_of_clusters(1_024, 16_384);
     assert!(table.len() <= 256 << 10, "{} bytes", table.len());
@@ -114,8 +152,8 @@ fn the_largest_table_loads_within_100_ms_more_than_a_preset() -> Result<()> {
         let runs: Result<Vec<Duration>> = (0..RUNS).map(|_| cpu_to_load(config)).collect();
         runs?.into_iter().min().context("no run")
     };
-    let preset = least_cpu(&standalone()?)?;
-    let table = least_cpu(&standalone_with(&table)?)?;
+    let preset = least_cpu(&standalone(module)?)?;
+    let table = least_cpu(&standalone_with(module, &table)?)?;
     println!("CPU time to start Envoy: {preset:?} with a preset, {table:?} with the largest table");
     assert!(table <= preset + Duration::from_millis(100), "{table:?}, {preset:?} with a preset");
     Ok(())

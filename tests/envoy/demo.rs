@@ -8,6 +8,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use testbed::{Module, for_each_module};
 
 fn demo() -> Result<Child> {
     Ok(command()?.spawn()?)
@@ -22,11 +23,17 @@ fn command() -> Result<Command> {
     Ok(command)
 }
 
-#[test]
-fn the_demo_shows_the_egress_of_each_source() -> Result<()> {
-    let output = demo()?.wait_with_output()?;
+for_each_module!(the_demo_shows_the_egress_of_each_source);
+
+fn the_demo_shows_the_egress_of_each_source(module: Module) -> Result<()> {
+    let (name, file) = match module {
+        Module::Wasm => ("wasm", "sluice.wasm"),
+        Module::Native => ("native", "libsluice.so"),
+    };
+    let output = command()?.env("MODULE", name).output()?;
     let shown = String::from_utf8(output.stdout)?;
     assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(shown.lines().any(|line| line.starts_with("module ") && line.contains(file)), "{shown}");
     let rows: Vec<Vec<&str>> = shown
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
@@ -56,13 +63,19 @@ fn the_demo_without_a_network_namespace_names_its_sources() -> Result<()> {
 }
 
 #[test]
-fn the_demo_fails_with_a_reason_if_envoy_does_not_start() -> Result<()> {
+fn the_demo_fails_with_a_reason() -> Result<()> {
     let output = command()?.env("ENVOY", "/bin/false").output()?;
     let why = String::from_utf8(output.stderr)?;
     assert!(!output.status.success() && why.contains("error: Envoy did not start: exit status: 1"), "{why}");
     let output = command()?.env("ENVOY", "/nowhere").output()?;
     let why = String::from_utf8(output.stderr)?;
     assert!(!output.status.success() && why.contains("error: ENVOY: /nowhere is not a program"), "{why}");
+    let output = command()?.env("MODULE", "dynamic").output()?;
+    let why = String::from_utf8(output.stderr)?;
+    assert!(
+        !output.status.success() && why.contains("error: MODULE: \"dynamic\", expected one of: wasm native"),
+        "{why}"
+    );
     Ok(())
 }
 

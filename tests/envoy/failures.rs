@@ -11,11 +11,12 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{Config, Envoy, connect, envoy};
+use testbed::{Config, Envoy, Module, connect, envoy, for_each_module};
 
-#[test]
-fn a_missing_cluster_fails_only_its_own_connections() -> Result<()> {
-    let envoy = start(&standalone()?.with("- name: egress2", "- name: misnamed")?)?;
+for_each_module!(a_missing_cluster_fails_only_its_own_connections);
+
+fn a_missing_cluster_fails_only_its_own_connections(module: Module) -> Result<()> {
+    let envoy = start(&standalone(module)?.with("- name: egress2", "- name: misnamed")?)?;
     assert_eq!(answer(&envoy, "127.0.0.3")?, "");
     envoy.await_stat("tcp.sluice.downstream_cx_no_route", 1)?;
     assert_eq!(answer(&envoy, "127.0.0.2")?, "egress1");
@@ -25,7 +26,7 @@ fn a_missing_cluster_fails_only_its_own_connections() -> Result<()> {
 
 /// The cluster of tcp_proxy answers here, so that a connection that passes is noticed.
 #[test]
-fn a_trapping_module_passes_no_connection_and_is_reloaded() -> Result<()> {
+fn a_trapping_wasm_module_passes_no_connection_and_is_reloaded() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let module = trapping_module(folder.path())?;
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

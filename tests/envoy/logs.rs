@@ -2,25 +2,32 @@
 
 use crate::{
     log_lines::{CLOSED, KEPT},
-    proxy::{answer, standalone, standalone_with, start},
+    proxy::{answer, log_component, module_lines, standalone, standalone_with, start},
 };
 use anyhow::Result;
 use std::{io::Read, os::unix::net::UnixStream};
-use testbed::{Config, Envoy, envoy};
+use testbed::{Config, Envoy, Module, envoy, for_each_module};
 
-#[test]
-fn a_decision_is_logged_at_debug_level() -> Result<()> {
-    let envoy = Envoy::start_with(&envoy::program()?, &standalone()?, &["--component-log-level", "wasm:debug"])?;
+for_each_module! {
+    a_decision_is_logged_at_debug_level,
+    the_access_log_shows_the_decision,
+    the_access_log_shows_that_a_connection_was_denied,
+    a_client_without_ip_address_keeps_the_default_cluster_in_standalone,
+    a_client_without_ip_address_is_denied_by_a_table,
+}
+
+fn a_decision_is_logged_at_debug_level(module: Module) -> Result<()> {
+    let level = format!("{}:debug", log_component(module));
+    let envoy = Envoy::start_with(&envoy::program()?, &standalone(module)?, &["--component-log-level", &level])?;
     assert_eq!(answer(&envoy, "127.0.0.2")?, "egress1");
-    let line = only_wasm_line(&envoy);
+    let line = only_module_line(&envoy);
     assert!(line.contains("[debug]") && line.contains("source.address \"127.0.0.2:"), "{line}");
     assert!(line.ends_with(" is routed to \"egress1\""), "{line}");
     Ok(())
 }
 
-#[test]
-fn the_access_log_shows_the_decision() -> Result<()> {
-    let envoy = start(&standalone()?)?;
+fn the_access_log_shows_the_decision(module: Module) -> Result<()> {
+    let envoy = start(&standalone(module)?)?;
     assert_eq!(answer(&envoy, "127.0.0.2")?, "egress1");
     assert_eq!(answer(&envoy, "127.0.0.3")?, "egress2");
     envoy.await_access(&["source=127.0.0.2:", " decision=egress1 cluster=egress1 "])?;
@@ -28,11 +35,10 @@ fn the_access_log_shows_the_decision() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_access_log_shows_that_a_connection_was_denied() -> Result<()> {
+fn the_access_log_shows_that_a_connection_was_denied(module: Module) -> Result<()> {
     let table = r#"{"routes": [{"match": {"source": ["127.0.0.3/32"]}, "action": "deny"},
       {"match": {"source": ["127.0.0.4/32"]}, "action": "continue"}, {"clusters": ["egress1"]}], "otherwise": "deny"}"#;
-    let envoy = start(&standalone_with(table)?)?;
+    let envoy = start(&standalone_with(module, table)?)?;
     for (source, expected) in [("127.0.0.2", "egress1"), ("127.0.0.3", ""), ("127.0.0.4", "")] {
         assert_eq!(answer(&envoy, source)?, expected, "{source}");
     }
@@ -57,35 +63,40 @@ fn connect_by_pipe(config: &Config) -> Result<(Envoy, String)> {
 }
 
 /// Returns the only line that the module wrote to the log.
-fn only_wasm_line(envoy: &Envoy) -> String {
-    let log = envoy.log();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("wasm log")).collect();
-    assert_eq!(lines.len(), 1, "{log}");
-    lines[0].to_owned()
+fn only_module_line(envoy: &Envoy) -> String {
+    let lines = module_lines(envoy);
+    assert_eq!(lines.len(), 1, "{lines:?}\n{}", envoy.end_of_log());
+    lines[0].clone()
 }
 
-#[test]
-fn a_client_without_ip_address_keeps_the_default_cluster_in_standalone() -> Result<()> {
-    let (envoy, answer) = connect_by_pipe(&standalone()?)?;
+/// How a module logs a source that is not an IP address. The ABI of dynamic modules returns no other addresses.
+fn unreadable_source(module: Module) -> &'static str {
+    match module {
+        Module::Wasm => "is not an IP address and port",
+        Module::Native => "source.address is not available (host status 1)",
+    }
+}
+
+fn a_client_without_ip_address_keeps_the_default_cluster_in_standalone(module: Module) -> Result<()> {
+    let (envoy, answer) = connect_by_pipe(&standalone(module)?)?;
     assert_eq!(answer, "", "the cluster of tcp_proxy has no endpoint");
     envoy.await_stat("cluster.unrouted.upstream_cx_none_healthy", 1)?;
     assert_eq!(envoy.stat("cluster.egress1.upstream_cx_total")? + envoy.stat("cluster.egress2.upstream_cx_total")?, 0);
     assert_eq!((envoy.stat("wasmcustom.sluice.unreadable")?, envoy.stat("wasmcustom.sluice.continued")?), (1, 1));
-    let line = only_wasm_line(&envoy);
-    assert!(line.contains("[warning]") && line.ends_with(&format!("is not an IP address and port{KEPT}")), "{line}");
+    let (line, unreadable) = (only_module_line(&envoy), unreadable_source(module));
+    assert!(line.contains("[warning]") && line.ends_with(&format!("{unreadable}{KEPT}")), "{line}");
     Ok(())
 }
 
-#[test]
-fn a_client_without_ip_address_is_denied_by_a_table() -> Result<()> {
+fn a_client_without_ip_address_is_denied_by_a_table(module: Module) -> Result<()> {
     let table = r#"{"routes": [{"clusters": ["egress1"]}], "otherwise": "continue"}"#;
-    let (envoy, answer) = connect_by_pipe(&standalone_with(table)?)?;
+    let (envoy, answer) = connect_by_pipe(&standalone_with(module, table)?)?;
     assert_eq!(answer, "");
     envoy.await_stat("wasmcustom.sluice.denied", 1)?;
     assert_eq!(envoy.stat("wasmcustom.sluice.unreadable")?, 1);
     assert_eq!(envoy.stat("cluster.unrouted.upstream_cx_none_healthy")?, 0, "tcp_proxy selected no upstream");
-    let line = only_wasm_line(&envoy);
-    assert!(line.contains("[warning]") && line.ends_with(&format!("is not an IP address and port{CLOSED}")), "{line}");
+    let (line, unreadable) = (only_module_line(&envoy), unreadable_source(module));
+    assert!(line.contains("[warning]") && line.ends_with(&format!("{unreadable}{CLOSED}")), "{line}");
     envoy.await_access(&[" decision=sluice.denied cluster=- "])?;
     Ok(())
 }

@@ -13,11 +13,13 @@
 mod configuration;
 mod demo;
 mod failures;
+mod growth;
 mod logs;
 mod proxy;
 mod replacement;
 mod routing;
 mod scenarios;
+mod versions;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;

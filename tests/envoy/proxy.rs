@@ -7,21 +7,21 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
 };
-use testbed::{Backend, Config, Envoy, connect, envoy, module::shipped, who_answers};
+use testbed::{Backend, Config, Envoy, Module, connect, envoy, who_answers};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// Returns the shipped configuration with the shipped module and two backends.
-pub fn standalone() -> Result<Config> {
+/// Returns the shipped configuration with this module and two backends.
+pub fn standalone(module: Module) -> Result<Config> {
     Config::shipped("standalone.yaml")?
-        .with_module(&shipped()?)?
+        .with_module(&module.path()?)?
         .with_backend(9001, Backend::start("egress1")?.address())?
         .with_backend(9002, Backend::start("egress2")?.address())
 }
 
 /// Returns the shipped configuration with this plugin configuration, which must not contain single quotes.
-pub fn standalone_with(configuration: &str) -> Result<Config> {
-    standalone()?.with("value: standalone", &format!("value: '{configuration}'"))
+pub fn standalone_with(module: Module, configuration: &str) -> Result<Config> {
+    standalone(module)?.with("value: standalone", &format!("value: '{configuration}'"))
 }
 
 /// Returns the Envoy of the scenarios with this plugin configuration and module.
@@ -43,6 +43,19 @@ pub fn start_error(config: &Config) -> Result<String> {
     let error = start(config).err().context("Envoy started")?.to_string();
     assert!(error.starts_with("Envoy did not start: exit status"), "{error}");
     Ok(error)
+}
+
+/// The component of Envoy's log that the module writes to.
+pub fn log_component(module: Module) -> &'static str {
+    match module {
+        Module::Wasm => "wasm",
+        Module::Native => "dynamic_modules",
+    }
+}
+
+/// Returns the lines that the module wrote to Envoy's log.
+pub fn module_lines(envoy: &Envoy) -> Vec<String> {
+    envoy.log().lines().filter(|line| line.contains(" sluice: ")).map(str::to_owned).collect()
 }
 
 /// Connects from this source and returns the answer of the backend.

@@ -1,58 +1,93 @@
-//! Replacing a table while Envoy runs.
+//! Replacing a table, or the native module, while Envoy runs.
 
 use crate::proxy::{LOCALHOST, first_bytes, read_answer, scenario_envoy};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::{
     fs,
     io::Write,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
-use testbed::{Envoy, connect, envoy, module::shipped};
+use tempfile::TempDir;
+use testbed::{Config, Envoy, Module, connect, envoy, for_each_module};
 
-#[test]
-fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing() -> Result<()> {
-    const REPLACEMENTS: u64 = 100;
-    let folder = tempfile::tempdir()?;
-    let config = scenario_envoy(&shipped()?, "CONFIGURATION")?;
-    // Moves the listener to a file that Envoy watches.
-    let text = config.text();
-    let (start, end) = (text.find("  listeners:\n").expect("listeners"), text.find("\n  clusters:").expect("clusters"));
-    let listener =
-        text[start..end].lines().skip(1).map(|line| line.get(4..).unwrap_or("")).collect::<Vec<_>>().join("\n");
-    let listener =
-        listener.replacen("- name:", "- \"@type\": type.googleapis.com/envoy.config.listener.v3.Listener\n  name:", 1);
-    let replace = |table: &str| -> Result<()> {
-        let temporary = folder.path().join("temporary.yaml");
-        fs::write(&temporary, format!("resources:\n{}", listener.replace("CONFIGURATION", table)))?;
-        Ok(fs::rename(temporary, folder.path().join("listeners.yaml"))?)
-    };
-    let table = |cluster: &str| format!(r#"{{"routes": [{{"clusters": ["{cluster}"]}}], "otherwise": "deny"}}"#);
-    let watched = folder.path().join("listeners.yaml");
-    let dynamic = format!(
-        "dynamic_resources: {{ lds_config: {{ path_config_source: {{ path: {} }} }} }}\n\nstatic_resources:\n",
-        watched.display()
-    );
-    let config = config.with(&text[start..=end], "")?.with("static_resources:\n", &dynamic)?;
-    replace(&table("egress1"))?;
-    let envoy = Envoy::start_with(
-        &envoy::program()?,
-        &config,
-        &["--drain-time-s", "1", "--service-node", "test", "--service-cluster", "test"],
-    )?;
-    envoy.await_stat("listener_manager.listener_create_success", 2)?; // one for each worker
+for_each_module!(replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing);
 
-    let address = envoy.listener("sluice", &LOCALHOST)?;
-    let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
-    let ask = move || -> Result<String> {
-        let mut client = connect(LOCALHOST, address)?;
-        client.write_all(&first)?;
-        read_answer(client)
-    };
+/// An Envoy with its listener in a file that it watches.
+pub struct Watching {
+    pub envoy: Envoy,
+    folder: TempDir,
+    listener: String,
+}
+
+impl Watching {
+    /// Starts Envoy with this module and table.
+    fn start(module: &Path, table: &str) -> Result<Self> {
+        Self::start_config(&scenario_envoy(module, "CONFIGURATION")?, table)
+    }
+
+    /// Starts Envoy with a configuration in which CONFIGURATION stands for the table.
+    pub fn start_config(config: &Config, table: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let text = config.text();
+        let (start, end) =
+            (text.find("  listeners:\n").expect("listeners"), text.find("\n  clusters:").expect("clusters"));
+        let listener =
+            text[start..end].lines().skip(1).map(|line| line.get(4..).unwrap_or("")).collect::<Vec<_>>().join("\n");
+        let listener = listener.replacen(
+            "- name:",
+            "- \"@type\": type.googleapis.com/envoy.config.listener.v3.Listener\n  name:",
+            1,
+        );
+        let dynamic = format!(
+            "dynamic_resources: {{ lds_config: {{ path_config_source: {{ path: {} }} }} }}\n\nstatic_resources:\n",
+            folder.path().join("listeners.yaml").display()
+        );
+        let config = config.with(&text[start..=end], "")?.with("static_resources:\n", &dynamic)?;
+        write_listener(&folder, &listener, table)?;
+        let envoy = Envoy::start_with(
+            &envoy::program()?,
+            &config,
+            &["--drain-time-s", "1", "--service-node", "test", "--service-cluster", "test"],
+        )?;
+        envoy.await_stat("listener_manager.listener_create_success", 2)?; // one for each worker
+        Ok(Self { envoy, folder, listener })
+    }
+
+    /// Replaces the table.
+    pub fn replace(&self, table: &str) -> Result<()> {
+        write_listener(&self.folder, &self.listener, table)
+    }
+
+    /// Returns a function that connects and returns the answer of the backend.
+    pub fn asker(&self) -> Result<impl Fn() -> Result<String> + Clone + Send + use<>> {
+        let address = self.envoy.listener("sluice", &LOCALHOST)?;
+        let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
+        Ok(move || -> Result<String> {
+            let mut client = connect(LOCALHOST, address)?;
+            client.write_all(&first)?;
+            read_answer(client)
+        })
+    }
+}
+
+fn write_listener(folder: &TempDir, listener: &str, table: &str) -> Result<()> {
+    let temporary = folder.path().join("temporary.yaml");
+    fs::write(&temporary, format!("resources:\n{}", listener.replace("CONFIGURATION", table)))?;
+    Ok(fs::rename(temporary, folder.path().join("listeners.yaml"))?)
+}
+
+pub fn table(cluster: &str) -> String {
+    format!(r#"{{"routes": [{{"clusters": ["{cluster}"]}}], "otherwise": "deny"}}"#)
+}
+
+/// Connects from two threads until the result is joined. Returns how many connections were answered, and how many not.
+fn load(ask: &(impl Fn() -> Result<String> + Clone + Send + 'static)) -> impl FnOnce() -> Result<(u64, u64)> {
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..2)
         .map(|_| {
@@ -69,27 +104,80 @@ fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_n
             })
         })
         .collect();
+    move || {
+        stop.store(true, Ordering::Relaxed);
+        let (mut answered, mut lost) = (0, 0);
+        for client in clients {
+            let counts = client.join().expect("a client panicked")?;
+            (answered, lost) = (answered + counts.0, lost + counts.1);
+        }
+        Ok((answered, lost))
+    }
+}
+
+/// Connects until this cluster answers.
+fn await_cluster(ask: impl Fn() -> Result<String>, cluster: &str) -> Result<()> {
+    let started = Instant::now();
+    while ask()? != cluster {
+        ensure!(started.elapsed() < testbed::DEADLINE, "the replacement has no effect: {cluster} does not answer");
+    }
+    Ok(())
+}
+
+fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing(module: Module) -> Result<()> {
+    const REPLACEMENTS: u64 = 100;
+    let watching = Watching::start(&module.path()?, &table("egress1"))?;
+    let (envoy, ask) = (&watching.envoy, watching.asker()?);
+    let end_of_load = load(&ask);
     for replacement in 1..=REPLACEMENTS {
         let cluster = if replacement % 2 == 0 { "egress1" } else { "egress2" };
-        replace(&table(cluster))?;
+        watching.replace(&table(cluster))?;
         envoy.await_stat("listener_manager.listener_in_place_updated", replacement)?;
-        let started = Instant::now();
-        while ask()? != cluster {
-            assert!(started.elapsed() < testbed::DEADLINE, "replacement {replacement} has no effect");
-        }
+        await_cluster(&ask, cluster)?;
     }
-    replace(r#"{"routes": [{"clusters": []}]}"#)?;
+    watching.replace(r#"{"routes": [{"clusters": []}]}"#)?;
     envoy.await_stat("listener_manager.lds.update_rejected", 1)?;
     assert_eq!(ask()?, "egress1", "the current table stays in force");
-    stop.store(true, Ordering::Relaxed);
-    for client in clients {
-        let (answered, lost) = client.join().expect("a client panicked")?;
-        assert!(
-            answered > REPLACEMENTS && lost == 0,
-            "{answered} connections answered, {lost} lost\n{}",
-            envoy.end_of_log()
-        );
-    }
+    let (answered, lost) = end_of_load()?;
+    assert!(
+        answered > 2 * REPLACEMENTS && lost == 0,
+        "{answered} connections answered, {lost} lost\n{}",
+        envoy.end_of_log()
+    );
     assert!(envoy.log().contains("routes[0].clusters: must not be empty"), "{}", envoy.end_of_log());
+    Ok(())
+}
+
+/// As `docs/native-module.md` says: another name, then the configuration. The way back is the same.
+#[test]
+fn another_native_module_is_loaded_under_another_name_and_the_first_is_unloaded() -> Result<()> {
+    let modules = tempfile::tempdir()?;
+    let first = modules.path().join("libsluice.so");
+    fs::copy(Module::Native.path()?, &first)?;
+    let mut watching = Watching::start(&first, &table("egress1"))?;
+    let ask = watching.asker()?;
+    let end_of_load = load(&ask);
+    fs::copy(&first, modules.path().join("libsluice_2.so"))?;
+    let names = [("sluice", "libsluice.so"), ("sluice_2", "libsluice_2.so")];
+    for (replacement, (from, to, cluster)) in [(0, 1, "egress2"), (1, 0, "egress1")].into_iter().enumerate() {
+        let name = |index: usize| format!("{{ name: {}, metrics_namespace", names[index].0);
+        watching.listener = watching.listener.replace(&name(from), &name(to));
+        watching.replace(&table(cluster))?;
+        watching.envoy.await_stat("listener_manager.listener_in_place_updated", replacement as u64 + 1)?;
+        await_cluster(&ask, cluster)?;
+        let started = Instant::now();
+        loop {
+            let maps = fs::read_to_string(format!("/proc/{}/maps", watching.envoy.id()))?;
+            let is_mapped = |index: usize| maps.lines().any(|line| line.ends_with(&format!("/{}", names[index].1)));
+            assert!(is_mapped(to), "{maps}");
+            if !is_mapped(from) {
+                break;
+            }
+            assert!(started.elapsed() < testbed::DEADLINE, "{} stays mapped:\n{maps}", names[from].1);
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let (answered, lost) = end_of_load()?;
+    assert!(answered > 100 && lost == 0, "{answered} connections answered, {lost} lost");
     Ok(())
 }

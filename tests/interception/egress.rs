@@ -12,12 +12,16 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use testbed::{Envoy, Host, envoy};
+use testbed::{Envoy, Host, Module, envoy, for_each_module};
 
-#[test]
-fn each_source_reaches_its_destination_through_its_own_egress() -> Result<()> {
+for_each_module! {
+    each_source_reaches_its_destination_through_its_own_egress,
+    only_the_sidecar_bypasses_the_redirection,
+}
+
+fn each_source_reaches_its_destination_through_its_own_egress(module: Module) -> Result<()> {
     // If the sidecar waits for a client that sends nothing, the test notices.
-    let patient = sidecar()?.with("listener_filters_timeout: 0.2s", "listener_filters_timeout: 15s")?;
+    let patient = sidecar(module)?.with("listener_filters_timeout: 0.2s", "listener_filters_timeout: 15s")?;
     let topology = Topology::start(&patient, &router()?)?;
     let mut roots = RootCertStore::empty();
     roots.add(topology.trusted.clone())?;
@@ -86,9 +90,8 @@ fn call_as(topology: &Topology, user: u32, destination: IpAddr, word: &str) -> R
     Ok(command.output()?.status.success())
 }
 
-#[test]
-fn only_the_sidecar_bypasses_the_redirection() -> Result<()> {
-    let mut topology = Topology::new()?;
+fn only_the_sidecar_bypasses_the_redirection(module: Module) -> Result<()> {
+    let mut topology = Topology::new(module)?;
     for destination in DESTINATION {
         let (destination, _) = destination.split_once('/').context("a prefix")?;
         let destination: IpAddr = destination.parse()?;
@@ -101,7 +104,7 @@ fn only_the_sidecar_bypasses_the_redirection() -> Result<()> {
             assert!(is_among(peer, ROUTERS.as_flattened()) && sent == b"client\n", "user {user} comes from {peer}");
         }
     }
-    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &sidecar()?, &[])?; // the pod has no sidecar any more
+    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &sidecar(module)?, &[])?; // the pod has no sidecar any more
     for source in ["10.1.0.2", "fd00:1::2"] {
         assert!(!call_as(&topology, 1000, destination_of(source.parse()?), "client")?);
     }

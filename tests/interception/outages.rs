@@ -13,7 +13,12 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{DEADLINE, Envoy, module::shipped};
+use testbed::{DEADLINE, Envoy, Module, for_each_module};
+
+for_each_module! {
+    an_unreachable_egress_fails_only_its_own_clients,
+    with_failover_clients_of_a_stopped_egress_use_the_other,
+}
 
 /// Sends something to the echo, reads it back and ends this side. Fails unless the other side ends too.
 fn echo(topology: &Topology, source: &str) -> Result<()> {
@@ -35,10 +40,9 @@ fn clients(topology: &Topology, source: &str, stop: &AtomicBool) -> (u64, u64) {
     (answered, lost)
 }
 
-#[test]
-fn an_unreachable_egress_fails_only_its_own_clients() -> Result<()> {
+fn an_unreachable_egress_fails_only_its_own_clients(module: Module) -> Result<()> {
     let keepalive = "keepalive_time: 1, keepalive_interval: 1";
-    let sidecar = sidecar()?.with("keepalive_time: 30, keepalive_interval: 10", keepalive)?;
+    let sidecar = sidecar(module)?.with("keepalive_time: 30, keepalive_interval: 10", keepalive)?;
     let mut topology = Topology::start(&sidecar, &router()?)?;
     let mut stranded = topology.connect("10.1.0.2", ECHO)?;
     stranded.write_all(b"here")?;
@@ -76,9 +80,8 @@ fn an_unreachable_egress_fails_only_its_own_clients() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn with_failover_clients_of_a_stopped_egress_use_the_other() -> Result<()> {
-    let mut topology = Topology::start(&sidecar()?.with_each("# failover: ", "")?, &router()?)?;
+fn with_failover_clients_of_a_stopped_egress_use_the_other(module: Module) -> Result<()> {
+    let mut topology = Topology::start(&sidecar(module)?.with_each("# failover: ", "")?, &router()?)?;
     for (source, _) in SOURCES {
         echo(&topology, source)?;
     }
@@ -95,10 +98,12 @@ fn with_failover_clients_of_a_stopped_egress_use_the_other() -> Result<()> {
 }
 
 #[test]
-fn a_sidecar_with_a_trapping_module_passes_no_connection_and_reloads_it() -> Result<()> {
+fn a_sidecar_with_a_trapping_wasm_module_passes_no_connection_and_reloads_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let module = trapping_module(folder.path())?;
-    let sidecar = sidecar()?.with(shipped()?.to_str().context("UTF-8")?, module.to_str().context("UTF-8")?)?;
+    let trapping = trapping_module(folder.path())?;
+    let shipped = Module::Wasm.path()?;
+    let sidecar =
+        sidecar(Module::Wasm)?.with(shipped.to_str().context("UTF-8")?, trapping.to_str().context("UTF-8")?)?;
     let topology = Topology::start(&sidecar, &router()?)?;
     let started = Instant::now();
     while !topology.sidecar.get("/stats?filter=vm_reload_success")?.lines().any(|line| line.ends_with(": 1")) {

@@ -10,10 +10,16 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
 };
+use testbed::{Module, for_each_module};
 
-#[test]
-fn the_sidecar_does_not_loop_to_itself() -> Result<()> {
-    let topology = Topology::new()?;
+for_each_module! {
+    the_sidecar_does_not_loop_to_itself,
+    connections_that_no_route_matches_are_not_forwarded,
+    a_route_by_server_name_matches_tls_clients,
+}
+
+fn the_sidecar_does_not_loop_to_itself(module: Module) -> Result<()> {
+    let topology = Topology::new(module)?;
     let mut closed = 0;
     for address in ["10.1.0.2:15001", "[fd00:1::2]:15001"] {
         for host in [&topology.pod, &topology.destination] {
@@ -34,11 +40,10 @@ fn the_sidecar_does_not_loop_to_itself() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn connections_that_no_route_matches_are_not_forwarded() -> Result<()> {
+fn connections_that_no_route_matches_are_not_forwarded(module: Module) -> Result<()> {
     let table =
         r#"value: '{"routes": [{"match": {"destination_ports": [80]}, "action": "deny"}], "otherwise": "continue"}'"#;
-    let topology = Topology::start(&sidecar()?.with("value: standalone", table)?, &router()?)?;
+    let topology = Topology::start(&sidecar(module)?.with("value: standalone", table)?, &router()?)?;
     for (number, (source, _)) in SOURCES.into_iter().enumerate() {
         assert_eq!(read_until_closed(topology.connect(source, GREETING)?)?, b"", "{source}");
         topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", number as u64 + 1)?;
@@ -47,12 +52,11 @@ fn connections_that_no_route_matches_are_not_forwarded() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_route_by_server_name_matches_tls_clients() -> Result<()> {
+fn a_route_by_server_name_matches_tls_clients(module: Module) -> Result<()> {
     let table = r#"value: '{"routes": [
       {"match": {"sni": ["*.example.com"]}, "action": "deny"},
       {"clusters": ["egress1", "egress2"]}], "otherwise": "deny"}'"#;
-    let topology = Topology::start(&sidecar()?.with("value: standalone", table)?, &router()?)?;
+    let topology = Topology::start(&sidecar(module)?.with("value: standalone", table)?, &router()?)?;
     for name in ["www.example.com", "www.example.com.", "www.example.org"] {
         let mut client = topology.connect("10.1.0.2", TLS)?;
         client.write_all(&client_hello(name)?)?;

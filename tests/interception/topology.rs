@@ -8,7 +8,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{Config, DEADLINE, Envoy, Host, Network, envoy, module::shipped};
+use testbed::{Config, DEADLINE, Envoy, Host, Module, Network, envoy};
 
 /// The addresses of the pod with the client and the sidecar. The first one of each family is even, the second one is odd.
 pub const POD: [&str; 4] = ["10.1.0.2/16", "10.1.0.3/16", "fd00:1::2/64", "fd00:1::3/64"];
@@ -29,10 +29,10 @@ pub struct Topology {
     pub egress: [Envoy; 2],
 }
 
-/// Returns the shipped configuration of the sidecar, with the addresses of this topology.
-pub fn sidecar() -> Result<Config> {
+/// Returns the shipped configuration of the sidecar, with this module and the addresses of this topology.
+pub fn sidecar(module: Module) -> Result<Config> {
     Config::file(&testbed::root().join("envoy-docker/sidecar.yaml"))?
-        .with_module(&shipped()?)?
+        .with_module(&module.path()?)?
         .with_each("address: egress-router1,", "address: 10.1.0.11,")?
         .with_each("address: egress-router2,", "address: 10.1.0.12,")
 }
@@ -48,9 +48,9 @@ pub fn router() -> Result<Config> {
 }
 
 impl Topology {
-    /// Starts everything with the shipped configurations.
-    pub fn new() -> Result<Self> {
-        Self::start(&sidecar()?, &router()?)
+    /// Starts everything with the shipped configurations and this module.
+    pub fn new(module: Module) -> Result<Self> {
+        Self::start(&sidecar(module)?, &router()?)
     }
 
     /// Starts everything with these configurations of the sidecar and the routers.

@@ -10,10 +10,18 @@ use std::{
     net::Shutdown,
     time::Duration,
 };
+use testbed::{Module, for_each_module};
 
-#[test]
-fn a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately() -> Result<()> {
-    let topology = Topology::new()?;
+for_each_module! {
+    a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately,
+    a_client_that_ends_its_side_at_once_is_answered_or_counted,
+    a_client_that_ends_its_side_at_once_is_answered_if_the_proxies_use_tls,
+    five_hundred_connections_at_once_are_forwarded,
+    silent_clients_and_reset_connections_leave_nothing_open,
+}
+
+fn a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately(module: Module) -> Result<()> {
+    let topology = Topology::new(module)?;
     for (source, number) in [SOURCES[0], SOURCES[3]] {
         let client = topology.connect(source, STREAMS)?;
         assert_eq!(streams(&client, 1, 2)?, hash_of(2), "{source}");
@@ -45,9 +53,8 @@ fn answers_after_immediate_end(topology: &Topology, clients: u64) -> Result<u64>
 
 /// Envoy drops a connection whose client ends its side while a listener filter waits for bytes, even if they have arrived:
 /// peekFromSocket is not called after a closing event in source/common/network/listener_filter_buffer_impl.cc.
-#[test]
-fn a_client_that_ends_its_side_at_once_is_answered_or_counted() -> Result<()> {
-    let topology = Topology::new()?;
+fn a_client_that_ends_its_side_at_once_is_answered_or_counted(module: Module) -> Result<()> {
+    let topology = Topology::new(module)?;
     let answered = answers_after_immediate_end(&topology, 200)?;
     topology.await_quiet()?;
     let dropped = topology.egress[0].stat("listener.0.0.0.0_8080.downstream_listener_filter_remote_close")?;
@@ -55,11 +62,10 @@ fn a_client_that_ends_its_side_at_once_is_answered_or_counted() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_client_that_ends_its_side_at_once_is_answered_if_the_proxies_use_tls() -> Result<()> {
+fn a_client_that_ends_its_side_at_once_is_answered_if_the_proxies_use_tls(module: Module) -> Result<()> {
     let signed = rcgen::generate_simple_self_signed(["egress.example.com".to_owned()])?;
     let (certificate, key) = (signed.cert.pem(), signed.signing_key.serialize_pem());
-    let sidecar = sidecar()?
+    let sidecar = sidecar(module)?
         .with("envoy.transport_sockets.raw_buffer", "envoy.transport_sockets.tls")?
         .with("raw_buffer.v3.RawBuffer", "tls.v3.UpstreamTlsContext")?;
     let tls = format!(
@@ -78,10 +84,9 @@ fn a_client_that_ends_its_side_at_once_is_answered_if_the_proxies_use_tls() -> R
     topology.await_quiet()
 }
 
-#[test]
-fn five_hundred_connections_at_once_are_forwarded() -> Result<()> {
+fn five_hundred_connections_at_once_are_forwarded(module: Module) -> Result<()> {
     const EACH: usize = 250;
-    let topology = Topology::new()?;
+    let topology = Topology::new(module)?;
     let mut clients = Vec::new();
     for number in 0..EACH {
         for (source, _) in &SOURCES[2 * (number % 2)..][..2] {
@@ -102,9 +107,8 @@ fn five_hundred_connections_at_once_are_forwarded() -> Result<()> {
     topology.await_quiet()
 }
 
-#[test]
-fn silent_clients_and_reset_connections_leave_nothing_open() -> Result<()> {
-    let topology = Topology::new()?;
+fn silent_clients_and_reset_connections_leave_nothing_open(module: Module) -> Result<()> {
+    let topology = Topology::new(module)?;
     // On port 443 the sidecar first waits for a server name.
     for port in [ECHO, TLS] {
         let silent = topology.connect("10.1.0.2", port)?;

@@ -62,7 +62,8 @@ pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
     Ok(listeners.into_iter().map(|(name, lines)| format!("{name}\n{lines}")).collect())
 }
 
-fn golden() -> Result<String> {
+/// The chains with the shipped manifests.
+pub fn golden() -> Result<String> {
     Ok(fs::read_to_string(testbed::root().join("tests/data/mesh/chains"))?)
 }
 

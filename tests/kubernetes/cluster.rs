@@ -25,9 +25,9 @@ pub const OUTSIDE: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
 /// The same host, as declared-externals/serviceentry-by-address.yaml has it.
 pub const DECLARED: &str = "198.51.100.9";
 
-/// The routers' pods; the last octets of the clients' are 10 and up.
-const ROUTERS: [(&str, [&str; 2]); 2] = [("egress-router1", ["21", "22"]), ("egress-router2", ["31", "32"])];
-const BACKEND: &str = "10.244.0.41";
+/// The last octets of the routers' pods. Those of the clients are 10 and up, and no two clients have the same.
+const ROUTERS: [(&str, [&str; 2]); 2] = [("egress-router1", ["201", "202"]), ("egress-router2", ["211", "212"])];
+const BACKEND: &str = "10.244.0.221";
 
 /// What differs from an Istio as it comes: stock Envoy has none of Istio's own filters, addresses are of both families,
 /// and the registry speaks plain HTTP.
@@ -195,7 +195,10 @@ impl Cluster {
             let status = self.plane.get(&["deployment", "client"])?;
             let count = |name: &str| status["status"][name].as_u64().unwrap_or(0);
             let current = status["metadata"]["generation"] == status["status"]["observedGeneration"];
-            if current && count("updatedReplicas") == 2 && count("availableReplicas") == 2 && count("replicas") == 2 {
+            let rolled_out =
+                ["updatedReplicas", "availableReplicas", "replicas"].into_iter().all(|name| count(name) == 2);
+            // The Deployment does not count a pod that is still to be ended here.
+            if current && rolled_out && self.clients.len() == 2 {
                 return Ok(());
             }
             ensure!(started.elapsed() < super::control_plane::DEADLINE, "the clients are not rolled out: {status}");

@@ -2,6 +2,7 @@
 //! follow it: tests run in the order of their names.
 
 use crate::{
+    chains::{chains, golden},
     client_hello::client_hello,
     cluster::{Cluster, REGISTRY, admin, extension, module_file, on_it},
     conversations, outside, pod, server,
@@ -15,7 +16,7 @@ use std::{
     thread,
     time::Duration,
 };
-use testbed::Host;
+use testbed::{Host, Module};
 
 /// Puts everything back, whatever became of the test.
 pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
@@ -242,6 +243,58 @@ fn the_module_comes_by_config_map() -> Result<()> {
                 for (port, says) in conversations()? {
                     cluster.expect_routed(client, outside(0, port), &says)?;
                 }
+            }
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -> Result<()> {
+    on_it(|cluster| {
+        restoring(cluster, |cluster| {
+            let to = outside(0, 443);
+            let hello = client_hello("a.example.com")?;
+            deliver_by(cluster, "module/native")?;
+            let module = cluster.manifests.join("module/native/libsluice.so");
+            fs::copy(Module::Native.path()?, &module)?;
+            cluster.apply()?;
+            cluster
+                .plane
+                .eventually("clients without the volume are closed", |_| cluster.expect_refused(to, &hello))?;
+            cluster.roll_clients_out()?;
+            for client in &cluster.clients {
+                let filter = extension(client)?;
+                ensure!(filter["dynamic_module_config"]["name"] == "sluice", "{filter}");
+                let chains = chains(cluster, client)?;
+                ensure!(chains == golden()?, "{}: not the chains of the Wasm module:\n{chains}", client.name);
+                for (port, says) in conversations()? {
+                    for family in [0, 1] {
+                        cluster.expect_routed(client, outside(family, port), &says)?;
+                    }
+                }
+            }
+            let (right, shown) = cluster.verify(&["verify", &outside(0, 25).to_string()])?;
+            ensure!(right && shown.contains("  sluice.routed.outbound|8080||egress-router"), "{shown}");
+            cluster.plane.kubectl(&["delete", "destinationrule", "egress-router2"])?;
+            cluster.plane.eventually("verify reads the table", |_| {
+                let (right, shown) = cluster.verify(&["verify"])?;
+                ensure!(!right && shown.contains("egress-router2.default.svc.cluster.local sends no PROXY"), "{shown}");
+                Ok(())
+            })?;
+
+            fs::write(&module, "not a module")?;
+            cluster.apply()?;
+            cluster.replace_clients()?;
+            for client in &cluster.clients {
+                cluster.plane.eventually("a reason in the log", |_| {
+                    let log = client.log("istio-proxy");
+                    ensure!(log.contains("Failed to load dynamic module: "), "{}", pod::tail(&log));
+                    Ok(())
+                })?;
+            }
+            for (port, says) in conversations()? {
+                cluster.expect_refused(outside(0, port), &says)?;
             }
             Ok(())
         })

@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+use testbed::Config;
 
 /// All files except those that are built or downloaded, relative to the checkout.
 fn files() -> Vec<PathBuf> {
@@ -218,13 +219,24 @@ fn every_rust_file_starts_with_a_module_comment() {
 }
 
 #[test]
-fn unsafe_blocks_are_only_in_the_wasm_host() {
-    let allowed = ["src/host/allocator.rs", "src/host/entry_points.rs", "src/host/wasm.rs"].map(Path::new);
+fn unsafe_blocks_are_only_in_the_hosts() {
+    let allowed = ["allocator.rs", "entry_points.rs", "native.rs", "native/tests.rs", "wasm.rs"]
+        .map(|file| Path::new("src/host").join(file));
     for path in files() {
-        if path.extension().is_some_and(|extension| extension == "rs") && !allowed.contains(&path.as_path()) {
+        if path.extension().is_some_and(|extension| extension == "rs") && !allowed.contains(&path) {
             let block = ["unsafe", " {"].concat();
             assert!(!read(&path).contains(&block), "{}", path.display());
         }
+    }
+}
+
+#[test]
+fn the_configurations_of_the_native_module_differ_only_in_the_filter() {
+    for name in ["sidecar", "standalone"] {
+        let path = |file: String| testbed::root().join("envoy-docker").join(file);
+        let expected = Config::file(&path(format!("{name}.yaml"))).unwrap().native("sluice").unwrap();
+        let native = Config::file(&path(format!("{name}-native.yaml"))).unwrap();
+        assert_eq!(native.text(), expected.text(), "{name}-native.yaml differs from {name}.yaml");
     }
 }
 

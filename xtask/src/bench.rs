@@ -1,6 +1,6 @@
 //! `make bench`: what is measured is made ready, then the package bench measures it.
 
-use crate::{compiler, module, root};
+use crate::{compiler, module, native, root};
 use anyhow::Result;
 use testbed::envoy;
 use xshell::Shell;
@@ -9,9 +9,10 @@ use xshell::Shell;
 pub fn run() -> Result<()> {
     let root = root()?;
     let ([shipped, inlined], plain) = (module::shipped_and_inlined()?, module::plain()?);
+    let native = native::build()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
     let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--"]);
-    bench.arg(shipped).arg(inlined).arg(plain).env("ENVOY", envoy::program()?).run()?;
+    bench.arg(shipped).arg(inlined).arg(plain).arg(native).env("ENVOY", envoy::program()?).run()?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     module::{self, Steps},
-    root,
+    native, root,
     table::Table,
 };
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
-use testbed::{Backend, Config, Envoy, config, envoy};
+use testbed::{Backend, Config, Envoy, Module, config, envoy};
 use xshell::{Shell, cmd};
 
 /// Documentation prefix of RFC 3849; the addresses exist in the demo's network namespace only.
@@ -27,11 +27,14 @@ const IPV6: [Ipv6Addr; 4] = [
 /// Says that the demo runs in a network namespace of its own, where it may add addresses.
 const OWN_NAMESPACE: &str = "SLUICE_DEMO_OWN_NAMESPACE";
 
-/// Gets the module and Envoy ready, then shows the traffic, in a network namespace if one may be made.
+/// Gets the module that MODULE names and Envoy ready, then shows the traffic, in a network namespace if one may be made.
 pub fn prepare() -> Result<()> {
-    let module = match module::fresh()? {
-        Some(path) => path,
-        None => module::build(Steps::AllButWasmOpt)?,
+    let module = match Module::from_environment()? {
+        Module::Native => native::build()?,
+        Module::Wasm => match module::fresh()? {
+            Some(path) => path,
+            None => module::build(Steps::AllButWasmOpt)?,
+        },
     };
     let program = envoy::program()?;
     let mut traffic = match namespace() {

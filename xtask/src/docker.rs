@@ -1,14 +1,14 @@
 //! `make docker-demo`: the containers of `envoy-docker/compose.yaml` on the Docker engine that runs here, and who
 //! answered their connections.
 
-use crate::{module, root, table::Table};
+use crate::{module, native, root, table::Table};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     net::IpAddr,
     path::PathBuf,
     process::{Command, Stdio},
 };
-use testbed::envoy;
+use testbed::{Module, envoy};
 
 /// The application behind the sidecar.
 const APPLICATION: [&str; 2] = ["172.30.80.10", "fd00:172:30:80::11"];
@@ -40,11 +40,15 @@ const READY: [(&str, &str); 5] = [
     ("destination", "127.0.0.1"),
 ];
 
-/// Brings the containers up, shows the traffic and removes them, unless they were there before.
+/// Brings the containers up with the module that MODULE names, shows the traffic and removes them, unless they were there before.
 pub fn demo() -> Result<()> {
-    let compose = Compose::find()?;
+    let wanted = Module::from_environment()?;
+    let compose = Compose::find(wanted)?;
     let there_before = !compose.read(&["ps", "--quiet"]).context("no Docker engine answers")?.is_empty();
-    module::shipped()?;
+    match wanted {
+        Module::Wasm => module::shipped().map(drop)?,
+        Module::Native => native::build().map(drop)?,
+    }
     let shown = compose.run(&["up", "--detach"]).and_then(|()| traffic(&compose));
     if !there_before {
         compose.run(&["down"])?;
@@ -93,14 +97,19 @@ fn router(answer: &str) -> Result<String> {
 /// Docker Compose, version 2 or the older program, in the folder of `compose.yaml`.
 struct Compose {
     program: &'static [&'static str],
+    files: &'static [&'static str],
     folder: PathBuf,
 }
 
 impl Compose {
-    fn find() -> Result<Self> {
+    fn find(module: Module) -> Result<Self> {
         let folder = root()?.join("envoy-docker");
+        let files: &[&str] = match module {
+            Module::Wasm => &[],
+            Module::Native => &["--file", "compose.yaml", "--file", "compose.native.yaml"],
+        };
         for program in [&["docker", "compose"][..], &["docker-compose"]] {
-            let compose = Self { program, folder: folder.clone() };
+            let compose = Self { program, files, folder: folder.clone() };
             let trial = compose.command(&["version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
             if trial.is_ok_and(|status| status.success()) {
                 return Ok(compose);
@@ -111,7 +120,12 @@ impl Compose {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.program[0]);
-        command.args(&self.program[1..]).args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        command
+            .args(&self.program[1..])
+            .args(self.files)
+            .args(arguments)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null());
         command
     }
 

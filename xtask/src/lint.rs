@@ -1,4 +1,4 @@
-//! `make lint`: format and clippy, for this machine and for WebAssembly, with and without the SDK's dispatcher.
+//! `make lint`: format and clippy, for this machine and for WebAssembly, with each module's interface to the proxy.
 
 use crate::{compiler, root};
 use anyhow::Result;
@@ -15,6 +15,7 @@ pub fn run() -> Result<()> {
     compiler::cargo(&sh).args(["fmt", "--all", "--check"]).run()?;
     clippy(&["--workspace", "--all-targets", "--features", "xtask/oci,xtask/proto,xtask/verify"]).run()?;
     clippy(&["--test", "*"]).run()?; // the targets with `test = false` are not among --all-targets
+    clippy(&["--lib", "--profile", "test", "--no-default-features", "--features", "native"]).run()?;
     let compiler = compiler::find(&sh, &root)?;
     for features in [&[][..], &["--no-default-features"]] {
         let arguments = [&["--lib"], compiler.module_target(), features].concat();

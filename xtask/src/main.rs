@@ -9,6 +9,7 @@ mod inlining;
 mod lint;
 mod mesh;
 mod module;
+mod native;
 #[cfg(feature = "oci")]
 mod oci;
 #[cfg(feature = "proto")]
@@ -38,6 +39,7 @@ fn dispatch() -> Result<()> {
     match *arguments {
         ["audit"] => tools::audit(),
         ["bench"] => bench::run(),
+        ["build-native"] => native::build().map(drop),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
         ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
         ["coverage"] => tools::coverage(),
@@ -68,7 +70,7 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|test|test-docker|\
+            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|test|test-docker|\
              test-mesh|verify|wasm-size"
         ),
     }

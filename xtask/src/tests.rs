@@ -1,6 +1,6 @@
 //! `make test` and `make test-docker`: prepare what the test targets need and run them.
 
-use crate::{compiler, engine::Engine, module, root, tools};
+use crate::{compiler, engine::Engine, module, native, root, tools};
 use anyhow::Result;
 use std::{env, ffi::OsString, path::PathBuf};
 use testbed::{envoy, network};
@@ -12,15 +12,30 @@ pub fn run() -> Result<()> {
     sh.change_dir(root()?);
     let (_, environment) = ready()?;
     module::plain()?;
-    for targets in [&["--package", "xtask"][..], &[], &["--test", "wasm", "--test", "envoy"]] {
+    let native_host = &["--lib", "--no-default-features", "--features", "native"];
+    for targets in [&["--package", "xtask"][..], &[], native_host, &["--test", "wasm", "--test", "envoy"]] {
         compiler::cargo(&sh).args(["test", "--locked"]).args(targets).envs(environment.iter().cloned()).run()?;
     }
+    under_valgrind(&sh, native_host)
+}
+
+/// Runs the unit tests of the native module's host file again under valgrind, if it is installed.
+fn under_valgrind(sh: &Shell, targets: &[&str]) -> Result<()> {
+    const RUNNER: &str = "target.'cfg(unix)'.runner = 'valgrind --quiet --error-exitcode=9 --leak-check=full \
+                          --errors-for-leak-kinds=definite --show-leak-kinds=definite'";
+    if cmd!(sh, "valgrind --version").quiet().ignore_stdout().ignore_stderr().run().is_err() {
+        println!("valgrind is not installed: the native module's tests under it are skipped");
+        return Ok(());
+    }
+    let test = compiler::cargo(sh).args(["test", "--locked", "--config", RUNNER]).args(targets);
+    test.args(["--", "host::native::", "--test-threads=1"]).run()?;
     Ok(())
 }
 
-/// Builds the shipped module if it is stale and gets Envoy. Returns the path of Envoy and the environment of the tests.
+/// Builds the shipped modules if they are stale and gets Envoy. Returns the path of Envoy and the environment of the tests.
 pub fn ready() -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     module::shipped()?;
+    native::build()?;
     let envoy = envoy::program()?;
     println!("Envoy: {}", envoy::version(&envoy)?);
     let environment = vec![("ENVOY", envoy.clone().into()), ("SLUICE_XTASK", env::current_exe()?.into())];

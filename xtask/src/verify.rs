@@ -151,7 +151,7 @@ impl Sidecar {
         let filters = self.section("ecds_filters");
         match filters.iter().find(|filter| filter["ecds_filter"]["name"] == "sluice") {
             None => wrong
-                .push("no filter sluice: sluice.yaml does not select this pod, or its module was never fetched".into()),
+                .push("no filter sluice: sluice.yaml does not select this pod, or its module was never loaded".into()),
             Some(filter) => {
                 if filter.get("error_state").is_some() {
                     let details = filter["error_state"]["details"].as_str().unwrap_or("no details");
@@ -194,7 +194,9 @@ impl Sidecar {
     /// What is wrong with the clusters of the table.
     fn routes(&self, filter: &Value) -> Vec<String> {
         let known = self.section("dynamic_active_clusters");
-        let routes = list(&filter["config"]["configuration"]["value"]["routes"]);
+        // The configuration of the Wasm module, or of the native one.
+        let configuration = filter.pointer("/config/configuration").unwrap_or(&filter["filter_config"]);
+        let routes = list(&configuration["value"]["routes"]);
         let named: BTreeSet<String> = routes
             .iter()
             .flat_map(|route| list(&route["clusters"]))

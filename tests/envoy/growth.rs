@@ -1,0 +1,73 @@
+//! Memory of an Envoy with the native module after many connections and replacements, beside that of a plain `tcp_proxy`.
+
+use crate::{
+    proxy::scenario_envoy,
+    replacement::{Watching, table},
+};
+use anyhow::{Context, Result};
+use std::{fs, thread, time::Duration};
+use testbed::{Config, Module};
+
+const CONNECTIONS: u32 = 100_000;
+const REPLACEMENTS: u32 = 100;
+
+/// How much more an Envoy with the module may grow than the plain one, in KiB: the resident memory of two equal Envoys differs
+/// by about as much.
+const TOLERANCE: i64 = 2_048;
+
+/// Returns the Envoy of the scenarios without the filter, in which the prefix of the statistics is replaced.
+fn plain() -> Result<Config> {
+    let config = scenario_envoy(&Module::Wasm.path()?, "CONFIGURATION")?;
+    let text = config.text();
+    let filter = text.find("            - name: sluice\n").context("no filter")?;
+    let next = text.find("            - name: envoy.filters.network.tcp_proxy").context("no tcp_proxy")?;
+    let filter = text[filter..next].to_owned();
+    config.with(&filter, "")?.with("stat_prefix: sluice", "stat_prefix: CONFIGURATION")
+}
+
+/// Connects and replaces, and returns by how many KiB the resident memory grew after the first tenth.
+fn growth(watching: &Watching, replacements: [&str; 2], answers: [&str; 2]) -> Result<i64> {
+    let ask = watching.asker()?;
+    let mut after_warm_up = 0;
+    for replacement in 0..REPLACEMENTS {
+        if replacement == REPLACEMENTS / 10 {
+            after_warm_up = resident(watching.envoy.id())?;
+        }
+        watching.replace(replacements[replacement as usize % 2])?;
+        let clients: Vec<_> = (0..2)
+            .map(|_| {
+                let ask = ask.clone();
+                thread::spawn(move || -> Result<Vec<String>> {
+                    (0..CONNECTIONS / REPLACEMENTS / 2).map(|_| ask()).collect()
+                })
+            })
+            .collect();
+        for client in clients {
+            for answer in client.join().expect("a client panicked")? {
+                assert!(answers.contains(&answer.as_str()), "{answer:?}\n{}", watching.envoy.end_of_log());
+            }
+        }
+    }
+    watching.envoy.await_stat("listener_manager.listener_in_place_updated", u64::from(REPLACEMENTS) - 1)?;
+    thread::sleep(Duration::from_secs(3)); // for the replaced listeners to drain
+    Ok(resident(watching.envoy.id())? - after_warm_up)
+}
+
+fn resident(process: u32) -> Result<i64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn the_native_module_grows_no_more_than_a_plain_tcp_proxy() -> Result<()> {
+    let plain = Watching::start_config(&plain()?, "first")?;
+    let plain = growth(&plain, ["first", "second"], ["default", "default"])?;
+    let module = scenario_envoy(&Module::Native.path()?, "CONFIGURATION")?;
+    let tables = [table("egress1"), table("egress2")];
+    let native = Watching::start_config(&module, &tables[0])?;
+    let native = growth(&native, [&tables[0], &tables[1]], ["egress1", "egress2"])?;
+    println!("growth of the resident memory: {native} KiB with the module, {plain} KiB without");
+    assert!(native <= plain.max(0) + TOLERANCE, "{native} KiB with the module, {plain} KiB without");
+    Ok(())
+}

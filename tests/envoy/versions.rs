@@ -1,0 +1,64 @@
+//! The native module on several releases of Envoy. They are fetched like the pinned one.
+
+use crate::proxy::{answer_to, first_bytes, module_lines, scenario_envoy, standalone};
+use anyhow::{Result, ensure};
+use testbed::{Config, Envoy, Module, envoy};
+
+/// The releases that are tested besides the pinned one.
+const OLDER: [&str; 2] = ["1.38.2", "1.39.3"];
+
+/// A release whose ABI lacks functions that the module calls.
+const TOO_OLD: &str = "1.37.0";
+
+#[test]
+fn one_file_routes_on_every_tested_release() -> Result<()> {
+    let table = r#"{"routes": [{"match": {"sni": ["*.example.com"]}, "action": "deny"},
+      {"match": {"destination_ports": [443]}, "clusters": ["egress1", "egress2"]}], "otherwise": "continue"}"#;
+    let config = scenario_envoy(&Module::Native.path()?, table)?;
+    let older: Result<Vec<_>> = OLDER.into_iter().map(envoy::release).collect();
+    for program in older?.into_iter().chain([envoy::program()?]) {
+        let envoy = Envoy::start(&program, &config)?;
+        let version = envoy::version(&program)?;
+        for (source, destination, server_name, expected) in [
+            ("10.0.0.2:1", "198.51.100.7:443", "", "egress1"),
+            ("10.0.0.3:1", "198.51.100.7:443", "example.com", "egress2"),
+            ("[2001:db8::3]:1", "[2001:db8::7]:443", "", "egress2"),
+            ("10.0.0.2:1", "198.51.100.7:443", "www.example.com", ""),
+            ("10.0.0.2:1", "198.51.100.7:80", "", "default"),
+        ] {
+            let answer = answer_to(&envoy, &first_bytes(source, destination, server_name)?)?;
+            assert_eq!(answer, expected, "{version}: {source} → {destination} {server_name:?}");
+        }
+        for (counter, expected) in [("routed.egress1", 1), ("routed.egress2", 2), ("denied", 1), ("continued", 1)] {
+            let counted = envoy.stat(&format!("wasmcustom.sluice.{counter}"))?;
+            assert_eq!(counted, expected, "{version}: {counter}");
+        }
+        assert_eq!(module_lines(&envoy), [""; 0], "{version}");
+        // A release with another version of the ABI than the module's warns, and loads it.
+        let log = envoy.log();
+        let mut warnings = log.lines().filter(|line| line.contains("[warning][dynamic_modules]"));
+        assert!(warnings.all(|line| line.contains(" is deprecated. Please recompile ")), "{version}: {log}");
+    }
+    Ok(())
+}
+
+/// Returns why a release that is too old refuses this configuration.
+fn reason(config: &Config) -> Result<String> {
+    let (valid, log) = envoy::validate(&envoy::release(TOO_OLD)?, config)?;
+    ensure!(!valid, "Envoy {TOO_OLD} accepts the module:\n{log}");
+    // Protobuf varies the number of spaces in its messages.
+    Ok(log.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// `docs/native-module.md` quotes both messages.
+#[test]
+fn a_release_without_the_functions_refuses_the_module_at_start() -> Result<()> {
+    let config = standalone(Module::Native)?;
+    let log = reason(&config)?;
+    assert!(log.contains("no such field: 'metrics_namespace'"), "{log}");
+    // The loader does not find a function, and Envoy reports that as a missing file.
+    let log = reason(&config.with(", metrics_namespace: wasmcustom", "")?)?;
+    assert!(log.contains("Failed to load dynamic module: "), "{log}");
+    assert!(log.contains("libsluice.so not found in any search path"), "{log}");
+    Ok(())
+}

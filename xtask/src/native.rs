@@ -1,0 +1,75 @@
+//! The native module: the filter as a shared library for Envoy's dynamic modules.
+
+use crate::{compiler, root};
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use xshell::{Shell, cmd};
+
+/// The path of the module. Envoy looks for `lib` + the name in its configuration + `.so`.
+const PATH: &str = testbed::module::DIST_NATIVE;
+
+/// The flags of the compiler.
+///
+/// - `-z now`: with lazy binding, a function that this Envoy lacks would end Envoy at the first connection.
+/// - `gcc_eh`: linked statically, because Envoy's image has no libgcc_s.
+const FLAGS: [&str; 2] = ["-Clink-arg=-Wl,-z,now", "-lstatic:-bundle=gcc_eh"];
+
+/// The functions that Envoy calls.
+const EXPORTS: [&str; 9] = [
+    "envoy_dynamic_module_on_network_filter_config_destroy",
+    "envoy_dynamic_module_on_network_filter_config_new",
+    "envoy_dynamic_module_on_network_filter_destroy",
+    "envoy_dynamic_module_on_network_filter_event",
+    "envoy_dynamic_module_on_network_filter_new",
+    "envoy_dynamic_module_on_network_filter_new_connection",
+    "envoy_dynamic_module_on_network_filter_read",
+    "envoy_dynamic_module_on_network_filter_write",
+    "envoy_dynamic_module_on_program_init",
+];
+
+/// Builds the module for this machine, prints its size and returns its path. Cargo does nothing if it is up to date.
+pub fn build() -> Result<PathBuf> {
+    let root = root()?;
+    let sh = Shell::new()?;
+    sh.change_dir(&root);
+    let host = cmd!(sh, "rustc --version --verbose").quiet().read()?;
+    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?.to_owned();
+    let target = root.join("target/shipped");
+    // Together with std, which is rebuilt for size and without the names of functions for backtraces: 74 KB, not 313 KB.
+    compiler::cargo(&sh)
+        .args(["rustc", "--locked", "--profile", "native", "--lib", "--crate-type", "cdylib", "--no-default-features"])
+        .args(["--features", "native", "--target", &host, "--target-dir"])
+        .arg(&target)
+        .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=optimize_for_size", "--"])
+        .args(FLAGS)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .quiet()
+        .run()?;
+    let built = target.join(format!("{host}/native/libsluice.so"));
+    check(&sh, &built)?;
+    let path = root.join(PATH);
+    fs::create_dir_all(root.join("dist"))?;
+    // A process may have mapped the old file, so it is replaced and never overwritten.
+    let aside = path.with_extension("partial");
+    fs::copy(&built, &aside)?;
+    fs::rename(&aside, &path)?;
+    println!("{PATH}: {} bytes", path.metadata()?.len());
+    Ok(path)
+}
+
+/// Checks that the module exports what Envoy calls, needs nothing but the C library, and is bound at load.
+fn check(sh: &Shell, module: &Path) -> Result<()> {
+    let symbols = cmd!(sh, "nm --dynamic --defined-only {module}").quiet().read()?;
+    let exports: Vec<&str> = symbols.lines().filter_map(|line| line.split_once(" T ")).map(|(_, name)| name).collect();
+    ensure!(exports == EXPORTS, "{}: exports {exports:?}", module.display());
+    let dynamic = cmd!(sh, "readelf --dynamic {module}").quiet().read()?;
+    for line in dynamic.lines().filter(|line| line.contains("(NEEDED)")) {
+        let is_libc = ["[libc.so.", "[ld-linux"].iter().any(|library| line.contains(library));
+        ensure!(is_libc, "{}: needs another library:{line}", module.display());
+    }
+    ensure!(dynamic.contains("BIND_NOW"), "{}: symbols are bound lazily", module.display());
+    Ok(())
+}
