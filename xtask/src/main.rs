@@ -39,7 +39,7 @@ fn dispatch() -> Result<()> {
     match *arguments {
         ["audit"] => tools::audit(),
         ["bench"] => bench::run(),
-        ["build-native"] => native::build().map(drop),
+        ["build-native"] => native::build_for_target().map(drop),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
         ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
         ["coverage"] => tools::coverage(),

@@ -3,7 +3,7 @@
 use crate::{compiler, root};
 use anyhow::{Context, Result, ensure};
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
 };
 use xshell::{Shell, cmd};
@@ -30,33 +30,53 @@ const EXPORTS: [&str; 9] = [
     "envoy_dynamic_module_on_program_init",
 ];
 
+/// Builds the module for the target that TARGET names, or for this machine.
+pub fn build_for_target() -> Result<PathBuf> {
+    match env::var("TARGET") {
+        Ok(target) if !target.is_empty() => build_for(&target, &format!("dist/{target}/libsluice.so")),
+        _ => build(),
+    }
+}
+
 /// Builds the module for this machine, prints its size and returns its path. Cargo does nothing if it is up to date.
 pub fn build() -> Result<PathBuf> {
+    let sh = Shell::new()?;
+    sh.change_dir(root()?);
+    let host = cmd!(sh, "rustc --version --verbose").quiet().read()?;
+    build_for(host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?, PATH)
+}
+
+fn build_for(target: &str, path: &str) -> Result<PathBuf> {
     let root = root()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
-    let host = cmd!(sh, "rustc --version --verbose").quiet().read()?;
-    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?.to_owned();
-    let target = root.join("target/shipped");
+    let folder = root.join("target/shipped");
+    let mut linker = Vec::new();
+    if path != PATH {
+        // Debian's cross compilers are named like this.
+        let (architecture, _) = target.split_once('-').with_context(|| format!("TARGET: {target}: not a target"))?;
+        linker.push(format!("-Clinker={architecture}-linux-gnu-gcc"));
+    }
     // Together with std, which is rebuilt for size and without the names of functions for backtraces: 74 KB, not 313 KB.
     compiler::cargo(&sh)
         .args(["rustc", "--locked", "--profile", "native", "--lib", "--crate-type", "cdylib", "--no-default-features"])
-        .args(["--features", "native", "--target", &host, "--target-dir"])
-        .arg(&target)
+        .args(["--features", "native", "--target", target, "--target-dir"])
+        .arg(&folder)
         .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=optimize_for_size", "--"])
         .args(FLAGS)
+        .args(linker)
         .env("RUSTC_BOOTSTRAP", "1")
         .quiet()
         .run()?;
-    let built = target.join(format!("{host}/native/libsluice.so"));
+    let built = folder.join(format!("{target}/native/libsluice.so"));
     check(&sh, &built)?;
-    let path = root.join(PATH);
-    fs::create_dir_all(root.join("dist"))?;
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().context("the module's path has no folder")?)?;
     // A process may have mapped the old file, so it is replaced and never overwritten.
     let aside = path.with_extension("partial");
     fs::copy(&built, &aside)?;
     fs::rename(&aside, &path)?;
-    println!("{PATH}: {} bytes", path.metadata()?.len());
+    println!("{}: {} bytes", path.strip_prefix(&root)?.display(), path.metadata()?.len());
     Ok(path)
 }
 
