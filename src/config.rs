@@ -37,8 +37,8 @@
 //! | `on_error` | The action if the proxy gives no IP address and port for the source, or none for the destination although any route has `destination` or `destination_ports`, or if it refuses the override. | `deny` |
 //! | `preset` | The name of a preset. Cannot be combined with other fields. | |
 //!
-//! No list may be empty. An empty Struct reaches the Wasm module as nothing, so it means `standalone` there; `{}` is rejected. `schema/sluice.schema.json` describes the format as a
-//! JSON Schema.
+//! No list may be empty. An empty Struct reaches the Wasm module as nothing, so it means `standalone` there; `{}` is rejected.
+//! `schema/sluice.schema.json` describes the format as a JSON Schema.
 
 use crate::{
     cidr::Cidr,

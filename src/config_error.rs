@@ -28,7 +28,7 @@ impl ConfigError {
         self.0.text.as_str().get(..self.0.path_length).unwrap_or_default()
     }
 
-    /// What is wrong with the value, and what would be accepted.
+    /// The reason for the rejection, and what would be accepted.
     #[must_use]
     pub fn message(&self) -> &str {
         let rest = self.0.text.as_str().get(self.0.path_length..).unwrap_or_default();

@@ -33,7 +33,7 @@ struct Cluster<H: Host> {
 /// A counter, or `None` if the proxy refused to define it.
 type Counter<H> = Option<<H as Host>::Counter>;
 
-/// What is counted in addition to the connections of each cluster.
+/// An outcome with a counter of its own, besides the routed connections of each cluster.
 #[derive(Clone, Copy)]
 enum Outcome {
     /// The connection keeps the cluster of `tcp_proxy`.

@@ -14,9 +14,9 @@ pub struct Policy {
     pub routes: Routes,
     /// The names of all clusters that the routes mention, each once.
     pub clusters: Vec<String>,
-    /// What happens to a connection that no route matches.
+    /// The action for a connection that no route matches.
     pub otherwise: Action,
-    /// What happens to a connection if an address cannot be read or the proxy refuses the override.
+    /// The action for a connection if an address cannot be read or the proxy refuses the override.
     pub on_error: Action,
 }
 
@@ -32,7 +32,7 @@ impl ClusterIndex {
     }
 }
 
-/// What happens to a connection that is not routed to a cluster of the policy. The filter returns [`Self::Continue`] for routed
+/// The action for a connection that is not routed to a cluster of the policy. The filter returns [`Self::Continue`] for routed
 /// connections, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -42,7 +42,7 @@ pub enum Action {
     Deny,
 }
 
-/// What is known of a new connection.
+/// The attributes of a new connection that the policy reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionInfo<'a> {
     /// The address of the downstream peer, or `None` if the proxy did not return an IP address and port.
@@ -54,7 +54,7 @@ pub struct ConnectionInfo<'a> {
     pub server_name: &'a [u8],
 }
 
-/// What happens to a connection.
+/// The decision about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It is routed to this cluster of the policy.

@@ -16,7 +16,7 @@ use variant::Variant;
 const WORKERS: [(u32, Figure, Figure); 2] =
     [(1, Figure::Load1, Figure::Resident1), (8, Figure::Load8, Figure::Resident8)];
 
-/// So many routes has each table that is measured, beside the preset.
+/// The number of routes in each table that is measured, besides the preset.
 const ROUTES: [usize; 3] = [10, 100, 1_000];
 /// The same for the native module.
 const NATIVE_ROUTES: [usize; 2] = [10, 1_000];

@@ -57,7 +57,7 @@ impl Variant {
         Self::module("floor: parity only, by hand".into(), &path, "")
     }
 
-    /// A Wasm module of ours, or a native one, with this configuration.
+    /// A Wasm or native module with this configuration.
     pub fn module(name: String, path: &Path, configuration: &str) -> Result<Self> {
         let module = path.canonicalize().with_context(|| format!("no module at {}", path.display()))?;
         let configuration =
