@@ -20,8 +20,14 @@ use crate::text::Text;
 /// (<https://github.com/envoyproxy/envoy/blob/9e5580933739775e8bce696a57a2e1bc99368f23/docs/root/configuration/listeners/network_filters/tcp_proxy_filter.rst>).
 pub const CLUSTER_OVERRIDE_KEY: &str = "envoy.tcp_proxy.cluster";
 
+/// The proxy's log.
+pub trait Log {
+    /// Writes a line to the log. Failures are ignored: there is nowhere to report them.
+    fn log(&self, level: Level, line: &Text);
+}
+
 /// The proxy, while a configuration is loaded.
-pub trait Host {
+pub trait Host: Log {
     /// A cluster override in the form that [`Connection::set_override`] takes.
     type Override;
     /// The handle of a counter.
@@ -32,13 +38,10 @@ pub trait Host {
 
     /// Defines a counter, or finds the one of this name that exists.
     fn define_counter(&self, name: &str) -> Result<Self::Counter, Status>;
-
-    /// Writes a line to the proxy's log. Failures are ignored: there is nowhere to report them.
-    fn log(&self, level: Level, line: &Text);
 }
 
 /// A new connection, while the filter decides about it.
-pub trait Connection {
+pub trait Connection: Log {
     /// The proxy.
     type Host: Host;
     /// Bytes that the proxy returns.
@@ -65,9 +68,6 @@ pub trait Connection {
 
     /// Returns whether the proxy's log shows lines of this level. False if the proxy does not say.
     fn log_enabled(&self, level: Level) -> bool;
-
-    /// Writes a line to the proxy's log. Failures are ignored.
-    fn log(&self, level: Level, line: &Text);
 }
 
 /// The severity of a log line. The numbers are those of the proxy-wasm ABI.

@@ -9,7 +9,7 @@
 //! rejected, and a connection is closed and counted as `sluice.panics`.
 #![expect(unsafe_code, reason = "Envoy's functions are foreign, and it passes memory by address")]
 
-use super::{CLUSTER_OVERRIDE_KEY, Connection, Host, Level, Status};
+use super::{CLUSTER_OVERRIDE_KEY, Connection, Host, Level, Log, Status};
 use crate::{
     filter::{Filter, on_new_connection},
     policy::Action,
@@ -78,6 +78,12 @@ struct Loaded {
 /// Envoy, while it loads a configuration.
 struct Configuration(*mut c_void);
 
+impl Log for Configuration {
+    fn log(&self, level: Level, line: &Text) {
+        log(level, line);
+    }
+}
+
 impl Host for Configuration {
     /// The name of the cluster.
     type Override = String;
@@ -100,14 +106,16 @@ impl Host for Configuration {
         };
         if result == METRIC_SUCCESS { Ok(id) } else { Err(Status(result)) }
     }
-
-    fn log(&self, level: Level, line: &Text) {
-        log(level, line);
-    }
 }
 
 /// A new connection.
 struct NewConnection(*mut c_void);
+
+impl Log for NewConnection {
+    fn log(&self, level: Level, line: &Text) {
+        log(level, line);
+    }
+}
 
 impl Connection for NewConnection {
     type Host = Configuration;
@@ -158,10 +166,6 @@ impl Connection for NewConnection {
     fn log_enabled(&self, level: Level) -> bool {
         // SAFETY: the call touches no memory of the module.
         unsafe { envoy_dynamic_module_callback_log_enabled(level as u32) }
-    }
-
-    fn log(&self, level: Level, line: &Text) {
-        log(level, line);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A host for tests: it answers as a test tells it and records every call.
 
-use super::{Connection, Host, Level, Status};
+use super::{Connection, Host, Level, Log, Status};
 use crate::text::Text;
 use std::{borrow::ToOwned, cell::RefCell, string::String, vec::Vec};
 
@@ -71,8 +71,10 @@ impl Recording {
     }
 }
 
-fn string(text: &Text) -> String {
-    text.as_str().to_owned()
+impl Log for Recording {
+    fn log(&self, level: Level, line: &Text) {
+        self.record(Call::Log(level, line.as_str().to_owned()));
+    }
 }
 
 impl Host for Recording {
@@ -86,10 +88,6 @@ impl Host for Recording {
     fn define_counter(&self, name: &str) -> Result<String, Status> {
         self.record(Call::Define(name.to_owned()));
         self.counter_failure.map_or_else(|| Ok(name.to_owned()), Err)
-    }
-
-    fn log(&self, level: Level, line: &Text) {
-        self.record(Call::Log(level, string(line)));
     }
 }
 
@@ -128,9 +126,5 @@ impl Connection for Recording {
     fn log_enabled(&self, level: Level) -> bool {
         self.record(Call::LogEnabled(level));
         self.debug
-    }
-
-    fn log(&self, level: Level, line: &Text) {
-        self.record(Call::Log(level, string(line)));
     }
 }

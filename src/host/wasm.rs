@@ -4,7 +4,7 @@
 //! The SDK wraps these calls too, but its wrappers panic on a status that they do not list. These return every status.
 #![expect(unsafe_code, reason = "the host's functions are foreign, and it passes memory by address")]
 
-use super::{CLUSTER_OVERRIDE_KEY, Connection, Host, Level, Status};
+use super::{CLUSTER_OVERRIDE_KEY, Connection, Host, Level, Log, Status};
 use crate::text::{Text, owned};
 use alloc::{boxed::Box, vec::Vec};
 use core::ptr::{null_mut, slice_from_raw_parts_mut};
@@ -66,10 +66,6 @@ impl Host for ProxyWasm {
         check(unsafe { proxy_define_metric(COUNTER_METRIC, name.as_ptr(), name.len(), &raw mut id) })?;
         Ok(CounterId(id))
     }
-
-    fn log(&self, level: Level, line: &Text) {
-        log(level, line);
-    }
 }
 
 impl Connection for ProxyWasm {
@@ -121,16 +117,14 @@ impl Connection for ProxyWasm {
         let status = unsafe { proxy_get_log_level(&raw mut lowest) };
         status == OK && lowest <= level as u32
     }
-
-    fn log(&self, level: Level, line: &Text) {
-        log(level, line);
-    }
 }
 
-fn log(level: Level, line: &Text) {
-    let line = line.as_bytes();
-    // SAFETY: the line is readable for its length.
-    unsafe { proxy_log(level as u32, line.as_ptr(), line.len()) };
+impl Log for ProxyWasm {
+    fn log(&self, level: Level, line: &Text) {
+        let line = line.as_bytes();
+        // SAFETY: the line is readable for its length.
+        unsafe { proxy_log(level as u32, line.as_ptr(), line.len()) };
+    }
 }
 
 /// Reads a property by its path, whose segments are separated by NUL bytes.
