@@ -71,6 +71,13 @@ impl Host {
         Ok(host)
     }
 
+    /// The host that a process of this machine is in.
+    pub fn of_process(id: u32) -> Result<Self> {
+        let path = format!("/proc/{id}/ns/net");
+        let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        Ok(Self { namespace: Arc::new(namespace), bridge: None })
+    }
+
     /// Where other processes find the namespace as long as this host lasts.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd())

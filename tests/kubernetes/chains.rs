@@ -1,9 +1,10 @@
 //! The filter chains of the sidecars, and tests under changed manifests.
 
 use crate::{
-    cluster::{Cluster, admin, on_it},
+    cluster::{Cluster, on_it},
     conversations, outside,
     pod::{self, Pod, list},
+    sidecar::admin,
 };
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -15,7 +16,7 @@ fn the_filter_stands_in_the_passthrough_chains_and_no_others() -> Result<()> {
         for client in &cluster.clients {
             let chains = chains(cluster, client)?;
             let golden = golden()?;
-            ensure!(chains == golden, "{}: the chains differ from tests/data/mesh/chains:\n{chains}", client.name);
+            ensure!(chains == golden, "{}: the chains differ from tests/data/kubernetes/chains:\n{chains}", client.name);
         }
         Ok(())
     })
@@ -24,7 +25,7 @@ fn the_filter_stands_in_the_passthrough_chains_and_no_others() -> Result<()> {
 /// Outbound listeners, their chains and what each consists of, with the names of services for their addresses.
 pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
     let mut names = BTreeMap::new();
-    for service in list(&cluster.plane.get(&["services", "--all-namespaces"])?, "/items") {
+    for service in list(&cluster.get(&["services", "--all-namespaces"])?, "/items") {
         let name = pod::text(&service, "/metadata/name")?;
         names.insert(pod::text(&service, "/spec/clusterIP")?.to_owned(), name.to_owned());
     }
@@ -64,7 +65,7 @@ pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
 
 /// The chains with the shipped manifests.
 pub fn golden() -> Result<String> {
-    Ok(fs::read_to_string(testbed::root().join("tests/data/mesh/chains"))?)
+    Ok(fs::read_to_string(testbed::root().join("tests/data/kubernetes/chains"))?)
 }
 
 /// Does this under a Sidecar resource of this specification.
@@ -77,12 +78,12 @@ fn with_sidecar(cluster: &Cluster, specification: &str, test: impl FnOnce() -> R
 
 /// Applies these manifests, does this, deletes them and waits until the chains are as they were.
 pub fn with_manifests(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
-    cluster.plane.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests)?;
+    cluster.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests)?;
     let outcome = test();
-    cluster.plane.kubectl_with(&["delete", "-f", "-"], manifests)?;
+    cluster.kubectl_with(&["delete", "-f", "-"], manifests)?;
     let golden = golden()?;
     for client in &cluster.clients {
-        cluster.plane.eventually("the chains as they were", |_| {
+        cluster.eventually("the chains as they were", |_| {
             let chains = chains(cluster, client)?;
             ensure!(chains == golden, "{chains}");
             Ok(())
@@ -96,7 +97,7 @@ fn under_registry_only_sluice_still_decides() -> Result<()> {
     on_it(|cluster| {
         with_sidecar(cluster, "{ outboundTrafficPolicy: { mode: REGISTRY_ONLY } }", || {
             for client in &cluster.clients {
-                cluster.plane.eventually("REGISTRY_ONLY", |_| {
+                cluster.eventually("REGISTRY_ONLY", |_| {
                     let chains = chains(cluster, client)?;
                     let black = "virtualOutbound-catchall-tcp: sluice → tcp_proxy(BlackHoleCluster)";
                     ensure!(chains.contains(black), "{chains}");
@@ -107,7 +108,7 @@ fn under_registry_only_sluice_still_decides() -> Result<()> {
                 }
             }
             // What sluice leaves alone goes where the chain says: nowhere.
-            cluster.expect_refused(SocketAddr::new(cluster.backend.addresses[0], 5432), b"hello")
+            cluster.expect_refused(SocketAddr::new(cluster.backend()?.addresses[0], 5432), b"hello")
         })
     })
 }
@@ -116,9 +117,9 @@ fn under_registry_only_sluice_still_decides() -> Result<()> {
 fn a_sidecar_resource_that_hides_the_routers_fails_connections_and_verify_says_so() -> Result<()> {
     on_it(|cluster| {
         with_sidecar(cluster, "{ egress: [{ hosts: [istio-system/*] }] }", || {
-            cluster.plane.eventually("that the routers are hidden", |_| {
-                let (right, shown) = cluster.verify(&["verify"])?;
-                let what = "there is no cluster outbound|8080||egress-router1.default.svc.cluster.local";
+            cluster.eventually("that the routers are hidden", |_| {
+                let (right, shown) = cluster.verify(None)?;
+                let what = "there is no cluster outbound|8080||egress-router1.egress-routers.svc.cluster.local";
                 let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
                 ensure!(!right && told == cluster.clients.len(), "{shown}");
                 Ok(())

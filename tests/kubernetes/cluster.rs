@@ -1,37 +1,39 @@
-//! Everything that runs: a cluster with Istio and the shipped manifests, a registry, and a host outside.
+//! The cluster: its start, the commands on it, the registry of modules, and hosts outside.
 
-use super::{
-    control_plane::ControlPlane,
-    get,
-    pod::{Pod, list, text},
-    server::{self, First, Seen},
+use crate::{
+    keeper,
+    pod::{DEADLINE, Pod, list},
+    server::{self, First},
 };
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::{
-    env, fs,
-    net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
-    process::Command,
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    io::Write as _,
+    path::PathBuf,
+    process::{self, Child, Command, Stdio},
     sync::{LazyLock, Mutex},
+    thread,
+    time::{Duration, Instant},
 };
 use testbed::Host;
 
-/// A private address, as crane speaks plain HTTP to no other.
+/// The registry of modules. A private address, as crane speaks plain HTTP to no other.
 pub const REGISTRY: &str = "10.88.0.5:5000";
 
-/// Where the connections go that leave the mesh.
+/// Where connections go that leave the cluster, by family. DNS calls it `destination.example.com`.
 pub const OUTSIDE: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
-/// The same host, as declared-externals/serviceentry-by-address.yaml has it.
+/// The same host by the address of declared-externals/serviceentry-by-address.yaml.
 pub const DECLARED: &str = "198.51.100.9";
 
-/// The last octets of the routers' pods. Those of the clients are 10 and up, and no two clients have the same.
-const ROUTERS: [(&str, [&str; 2]); 2] = [("egress-router1", ["201", "202"]), ("egress-router2", ["211", "212"])];
-const BACKEND: &str = "10.244.0.221";
-
-/// What differs from an Istio as it comes: stock Envoy has none of Istio's own filters, addresses are of both families,
-/// and the registry speaks plain HTTP.
-const SETTINGS: [&str; 6] = [
+/// What differs from Istio's defaults: images of the tests, which have stock Envoy without Istio's own filters, both families,
+/// and a registry that speaks plain HTTP.
+const ISTIO: [&str; 9] = [
+    "profile=minimal",
+    "hub=docker.io/istio",
+    "tag=tests",
     "values.pilot.env.PILOT_ENABLE_METADATA_EXCHANGE=false",
     "values.pilot.env.PILOT_ENABLE_ALPN_FILTER=false",
     "values.pilot.env.ISTIO_DUAL_STACK=true",
@@ -40,24 +42,27 @@ const SETTINGS: [&str; 6] = [
     "meshConfig.defaultConfig.proxyMetadata.WASM_INSECURE_REGISTRIES=10.88.0.5:5000",
 ];
 
+/// A Kubernetes cluster of two nodes with Istio, until this process ends.
 pub struct Cluster {
-    pub plane: ControlPlane,
-    /// A copy of the shipped folder, in which the module's reference is edited as a user does it.
-    pub manifests: PathBuf,
-    /// The module's reference there.
+    /// The cluster's own folder, which is removed with it.
+    pub folder: PathBuf,
+    tools: PathBuf,
+    /// The network around the nodes: the control plane, the registries and the hosts outside.
+    pub outside: Host,
+    /// The write end of the supervisor's input; the cluster is removed when it closes.
+    _supervisor: Child,
+    registry: Option<Child>,
+    /// The reference of the shipped module in the registry.
     pub module: String,
+    /// A copy of `istio/`, in which a test edits what a user edits.
+    pub manifests: PathBuf,
     pub clients: Vec<Pod>,
-    pub routers: Vec<Pod>,
-    pub backend: Pod,
-    _outside: Host,
-    pub registry: Host,
-    next_client: u8,
 }
 
 static CLUSTER: LazyLock<Mutex<Result<Cluster, String>>> =
     LazyLock::new(|| Mutex::new(Cluster::start().map_err(|error| format!("{error:#}"))));
 
-/// Runs a test on the cluster, which all tests share, alone; it leaves it as it found it.
+/// Runs a test alone on the cluster that all tests share. The test leaves it as it found it.
 pub fn on_it(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let mut cluster = CLUSTER.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     test(cluster.as_mut().map_err(|error| anyhow!("the cluster did not start: {error}"))?)
@@ -65,283 +70,227 @@ pub fn on_it(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
 
 impl Cluster {
     fn start() -> Result<Self> {
-        let mut plane = ControlPlane::start()?;
-        plane.istio(&SETTINGS)?;
-        let [four, six] = OUTSIDE;
-        let outside = plane.network.host(&[&format!("{four}/24"), &format!("{DECLARED}/24"), &format!("{six}/64")])?;
+        let started = Instant::now();
+        let tools: PathBuf = env::var_os("SLUICE_CLUSTER_TOOLS").context("make test-mesh sets SLUICE_CLUSTER_TOOLS")?.into();
+        let folder = testbed::root().join(format!("target/kubernetes/sluice-{}", process::id()));
+        fs::create_dir_all(&folder)?;
+        let mut command = Command::new("sh");
+        command.arg(testbed::root().join("tests/kubernetes/node/supervise.sh")).arg(&folder).arg(&tools).stdin(Stdio::piped());
+        let supervisor = keeper::run(move || command.spawn())?;
+        let outside = control_plane(&folder)?;
+        let manifests = folder.join("istio");
+        let mut cluster = Self {
+            folder,
+            tools,
+            outside,
+            _supervisor: supervisor,
+            registry: None,
+            module: String::new(),
+            manifests,
+            clients: Vec::new(),
+        };
+        let step = |what: &str| eprintln!("{:5.1} s: {what}", started.elapsed().as_secs_f32());
+        cluster.eventually("the API server", |cluster| cluster.kubectl(&["get", "--raw", "/readyz"]).map(drop))?;
+        cluster.kubectl(&["apply", "--filename", "tests/data/kubernetes/dns.yaml"])?;
+        cluster.eventually("the nodes", |cluster| {
+            let nodes = list(&cluster.get(&["nodes"])?, "/items");
+            let ready = |node: &&Value| list(node, "/status/conditions").iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+            ensure!(nodes.iter().filter(ready).count() == 2, "{nodes:?}");
+            Ok(())
+        })?;
+        step("nodes ready");
+        let install: Vec<&str> = ISTIO.iter().flat_map(|setting| ["--set", setting]).collect();
+        cluster.istioctl(&[&["install", "--skip-confirmation"], &install[..]].concat())?;
+        step("Istio installed");
+        cluster.eventually("Istio's webhooks", |cluster| {
+            cluster.kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/telemetry.yaml"]).map(drop)
+        })?;
         for (port, first) in
             [(443, First::Client), (80, First::Client), (25, First::Server), (5432, First::Client), (7, First::Echo)]
         {
-            server::start(&outside, port, first)?;
+            server::start(&cluster.outside, port, first)?;
         }
-        let registry = plane.network.host(&["10.88.0.5/24"])?;
-        start_registry(&mut plane, &registry)?;
-        let module = push_shipped(&plane)?;
-        plane.eventually("the webhooks", |plane| {
-            plane.kubectl(&["apply", "--validate=strict", "-f", "tests/data/mesh/telemetry.yaml"]).map(drop)
-        })?;
-        plane.kubectl(&["apply", "--validate=strict", "-f", "tests/data/mesh/backend.yaml"])?;
-        let backend = plane.pods("default", "app=backend", 1)?.remove(0);
-        let backend = plane.start_pod(backend, &[BACKEND], &[&service_address(&plane, "backend")?])?;
-        for port in [80, 5432] {
-            server::start(&backend.host, port, First::Client)?;
-        }
-        let manifests = plane.folder.join("istio");
-        let mut cluster = Self {
-            plane,
-            manifests,
-            module,
-            clients: Vec::new(),
-            routers: Vec::new(),
-            backend,
-            _outside: outside,
-            registry,
-            next_client: 10,
-        };
+        cluster.start_registry()?;
+        cluster.module = cluster.push_shipped()?;
+        cluster.kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/backend.yaml"])?;
         cluster.fresh_manifests()?;
         cluster.apply()?;
-        for (name, octets) in ROUTERS {
-            for (spec, octet) in cluster.plane.pods("default", &format!("app={name}"), 2)?.into_iter().zip(octets) {
-                cluster.routers.push(cluster.start_pod(spec, octet)?);
-            }
+        cluster.rolled_out("egress-routers", "egress-router1")?;
+        cluster.rolled_out("egress-routers", "egress-router2")?;
+        cluster.rolled_out("default", "backend")?;
+        for port in [80, 5432] {
+            server::start(&cluster.backend()?.host, port, First::Client)?;
         }
         cluster.roll_clients_out()?;
+        step("shipped manifests rolled out");
         Ok(cluster)
     }
 
-    fn start_pod(&self, spec: Value, octet: &str) -> Result<Pod> {
-        self.plane.start_pod(spec, &[&format!("10.244.0.{octet}"), &format!("fd00:10:244::{octet}")], &[])
+    /// The name that the cgroups of its nodes begin with.
+    pub fn name(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The shipped manifests with the module of this cluster, and nothing else edited.
-    pub fn fresh_manifests(&self) -> Result<()> {
-        if self.manifests.exists() {
-            fs::remove_dir_all(&self.manifests)?;
-        }
-        let done = Command::new("cp").arg("-r").arg(testbed::root().join("istio")).arg(&self.manifests).status()?;
-        ensure!(done.success(), "cp: {done}");
-        self.edit("settings.yaml", "  module: ", &self.module)
+    /// The kubeconfig of an administrator, for programs in the network `outside`.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("kubeconfig/admin")
     }
 
-    /// Edits the line of a manifest that begins so.
-    pub fn edit(&self, file: &str, begin: &str, end: &str) -> Result<()> {
-        let path = self.manifests.join(file);
-        let text = fs::read_to_string(&path)?;
-        ensure!(text.lines().filter(|line| line.starts_with(begin)).count() == 1, "{file}: not one line {begin:?}");
-        let edited = text
-            .lines()
-            .map(|line| if line.starts_with(begin) { format!("{begin}{end}\n") } else { format!("{line}\n") });
-        Ok(fs::write(path, edited.collect::<String>())?)
-    }
-
-    /// Applies the manifests as a user does, but strictly.
-    pub fn apply(&self) -> Result<String> {
-        self.plane.kubectl(&["apply", "--validate=strict", "-k", &self.manifests.to_string_lossy()])
-    }
-
-    /// Applies and waits until every client's sidecar has taken what it says of the module.
-    pub fn apply_until(&self, what: &str, taken: impl Fn(&Value) -> bool) -> Result<()> {
-        self.apply()?;
-        self.plane.eventually(what, |_| {
-            for client in &self.clients {
-                let filter = extension(client)?;
-                ensure!(taken(&filter), "{}: {filter}\n{}", client.name, super::pod::tail(&client.log("istio-proxy")));
+    /// Tries until it succeeds; the last reason if it never does.
+    pub fn eventually(&self, what: &str, mut attempt: impl FnMut(&Self) -> Result<()>) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let Err(error) = attempt(self) else { return Ok(()) };
+            if started.elapsed() > DEADLINE {
+                let pods = self.kubectl(&["get", "pods", "--all-namespaces", "--output", "wide"]).unwrap_or_default();
+                let warnings = ["get", "events", "--all-namespaces", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"];
+                let events = self.kubectl(&warnings).unwrap_or_default();
+                bail!("{what}: not within {DEADLINE:?}: {error:#}\n{pods}{}", crate::pod::tail(&events));
             }
-            Ok(())
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// What kubectl prints.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl_with(arguments, "")
+    }
+
+    /// What kubectl prints when it reads this.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+        self.call("kubectl", arguments, input)
+    }
+
+    /// What kubectl prints when it runs in another host's network.
+    pub fn kubectl_from(&self, host: &Host, arguments: &[&str]) -> Result<String> {
+        self.call_from(host, "kubectl", arguments, "")
+    }
+
+    /// What kubectl gets, as JSON.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&[&["get", "--output=json"], arguments].concat())?)?)
+    }
+
+    /// What istioctl prints.
+    pub fn istioctl(&self, arguments: &[&str]) -> Result<String> {
+        self.call("istioctl", arguments, "")
+    }
+
+    fn call(&self, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
+        self.call_from(&self.outside, tool, arguments, input)
+    }
+
+    fn call_from(&self, host: &Host, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = host.command(&self.tools.join("bin").join(tool).to_string_lossy());
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder).current_dir(testbed::root());
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut stdin = process.stdin.take().context("a pipe")?;
+        let input = input.to_owned();
+        let writer = thread::spawn(move || stdin.write_all(input.as_bytes()));
+        let output = process.wait_with_output()?;
+        _ = writer.join(); // fails if the program did, without having read all
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{tool} {}: {}: {said}", arguments.join(" "), output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The pods of a selector that run and are not being deleted.
+    pub fn pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>> {
+        let pods = list(&self.get(&["--namespace", namespace, "pods", "--selector", selector])?, "/items");
+        let live = pods.into_iter().filter(|pod| pod["metadata"].get("deletionTimestamp").is_none());
+        live.map(|pod| Pod::started(self, pod)).collect()
+    }
+
+    /// Waits until a Deployment is rolled out.
+    pub fn rolled_out(&self, namespace: &str, deployment: &str) -> Result<()> {
+        let name = format!("deployment/{deployment}");
+        let status = self.kubectl(&["rollout", "status", "--namespace", namespace, &name, "--timeout=90s"]);
+        status.map(drop).or_else(|error| self.eventually(&format!("{error:#}"), |_| bail!("not rolled out")))
+    }
+
+    /// Starts the registry of modules.
+    pub fn start_registry(&mut self) -> Result<()> {
+        let config = self.folder.join("registry.yaml");
+        let text = format!(
+            "version: 0.1\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '{REGISTRY}' }}\n",
+            self.folder.join("registry").display()
+        );
+        fs::write(&config, text)?;
+        let log = File::create(self.folder.join("logs/registry.log"))?;
+        let mut command = self.outside.command("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "docker-registry", "serve"]).arg(config);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.registry = Some(keeper::run(move || command.spawn())?);
+        self.eventually("the registry", |cluster| {
+            cluster.outside.run(|| crate::get(&format!("http://{REGISTRY}/v2/"))).map(drop)
         })
     }
 
-    /// Ends the clients and runs those that their Deployment gets instead, without waiting for them to be ready.
-    pub fn replace_clients(&mut self) -> Result<()> {
-        for client in self.clients.drain(..) {
-            self.plane.kubectl(&["delete", "pod", &client.name, "--force", "--grace-period=0"])?;
-        }
-        for spec in self.plane.pods("default", "app=client", 2)? {
-            let octet = self.client_octet();
-            let addresses = [format!("10.244.0.{octet}"), format!("fd00:10:244::{octet}")];
-            self.clients.push(self.plane.run_pod(spec, &addresses.each_ref().map(String::as_str), &[])?);
-        }
+    /// Ends the registry of modules.
+    pub fn end_registry(&mut self) -> Result<()> {
+        let mut registry = self.registry.take().context("no registry runs")?;
+        registry.kill()?;
+        registry.wait()?;
         Ok(())
     }
 
-    fn client_octet(&mut self) -> u8 {
-        self.next_client += 1;
-        self.next_client - 1
+    /// `make oci-push`, and the reference that it prints.
+    fn push_shipped(&self) -> Result<String> {
+        let output = self.task(&["oci-push", &format!("{REGISTRY}/sluice:shipped")])?.output()?;
+        let (said, why) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
+        let reference = said.lines().find(|line| line.starts_with("oci://") && !line.contains("-compat"));
+        Ok(reference.with_context(|| format!("{}: {said}{why}", output.status))?.to_owned())
     }
 
-    /// What a Deployment's controller does with the clients is done with their pods; each gets an address of its own.
-    pub fn roll_clients_out(&mut self) -> Result<()> {
-        let started = std::time::Instant::now();
-        loop {
-            let pods = list(&self.plane.get(&["pods", "--selector=app=client"])?, "/items");
-            for spec in pods {
-                let name = text(&spec, "/metadata/name")?.to_owned();
-                let known = self.clients.iter().position(|client| client.name == name);
-                if spec["metadata"].get("deletionTimestamp").is_some() {
-                    known.map(|index| self.clients.remove(index));
-                    self.plane.kubectl(&[
-                        "delete",
-                        "pod",
-                        &name,
-                        "--force",
-                        "--grace-period=0",
-                        "--ignore-not-found",
-                    ])?;
-                } else if known.is_none() {
-                    let octet = self.client_octet().to_string();
-                    self.clients.push(self.start_pod(spec, &octet)?);
-                }
-            }
-            let status = self.plane.get(&["deployment", "client"])?;
-            let count = |name: &str| status["status"][name].as_u64().unwrap_or(0);
-            let current = status["metadata"]["generation"] == status["status"]["observedGeneration"];
-            let rolled_out =
-                ["updatedReplicas", "availableReplicas", "replicas"].into_iter().all(|name| count(name) == 2);
-            // The Deployment does not count a pod that is still to be ended here.
-            if current && rolled_out && self.clients.len() == 2 {
-                return Ok(());
-            }
-            ensure!(started.elapsed() < super::control_plane::DEADLINE, "the clients are not rolled out: {status}");
-        }
-    }
-
-    /// The Deployment whose pod has this address.
-    pub fn router(&self, address: IpAddr) -> &str {
-        let found = self.routers.iter().find(|router| router.addresses.contains(&address));
-        found.map_or("none", |router| &router.name[.."egress-router1".len()])
-    }
-
-    /// Connects and expects the router of the source's parity, and the destination that was asked for.
-    pub fn expect_routed(&self, client: &Pod, to: SocketAddr, say: &[u8]) -> Result<Seen> {
-        let seen = server::ask(&client.host, to, say).with_context(|| format!("{} → {to}", client.name))?;
-        let expected = expected_router(source(client, to));
-        ensure!((self.router(seen.from), seen.to) == (expected, to), "{} → {to}: {seen:?}", source(client, to));
-        Ok(seen)
-    }
-
-    /// Connects from each client and expects that nobody hears of it.
-    pub fn expect_refused(&self, to: SocketAddr, say: &[u8]) -> Result<()> {
-        for client in &self.clients {
-            let seen = server::ask(&client.host, to, say);
-            ensure!(seen.is_err(), "{} → {to}: {seen:?}", client.name);
-        }
-        Ok(())
-    }
-
-    /// Pushes a module that does the same and is another file, as it has a custom section of this name more, in the form of
-    /// an image, and gives its reference.
+    /// Pushes another module that does the same, as it has a custom section more, and returns its reference.
     pub fn push_another(&self, tag: &str) -> Result<String> {
         let mut module = fs::read(testbed::root().join(testbed::DIST))?;
         let length = u8::try_from(tag.len())?;
         module.extend([0, length + 1, length]);
         module.extend(tag.as_bytes());
-        let folder = self.plane.folder.join(tag);
+        let folder = self.folder.join(tag);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("plugin.wasm"), module)?;
         let tar = folder.join("plugin.tar");
         let done = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&folder).arg("plugin.wasm").status()?;
         ensure!(done.success(), "tar: {done}");
         let reference = format!("{REGISTRY}/sluice:{tag}");
-        let pushed =
-            self.plane.crane(&["append", "--oci-empty-base", "-f", &tar.to_string_lossy(), "-t", &reference])?;
-        Ok(format!("oci://{}", pushed.trim()))
+        let append = ["append", "--oci-empty-base", "-f", &tar.to_string_lossy(), "-t", &reference];
+        Ok(format!("oci://{}", self.call("crane", &append, "")?.trim()))
     }
 
-    /// Whether a task of xtask that asks the cluster succeeds, and what it prints. There is no kubelet here, so what it asks
-    /// of one is answered by tests/data/mesh/kubectl.
-    pub fn verify(&self, arguments: &[&str]) -> Result<(bool, String)> {
-        let mut command = task(&self.plane, &testbed::root().join("tests/data/mesh"), arguments)?;
-        command
-            .env("SLUICE_PODS", self.plane.folder.join("pods"))
-            .env("SLUICE_KUBECTL", self.plane.tools.join("kubectl"));
-        let output = command.output()?;
+    /// Runs `make verify`: whether it succeeds, and what it prints.
+    pub fn verify(&self, to: Option<&str>) -> Result<(bool, String)> {
+        let arguments: Vec<&str> = ["verify"].into_iter().chain(to).collect();
+        let output = self.task(&arguments)?.output()?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.success(), String::from_utf8(said)?))
     }
 
-    /// Starts the registry that was ended by [`ControlPlane::end`].
-    pub fn restart_registry(&mut self) -> Result<()> {
-        let host = self.registry.clone();
-        start_registry(&mut self.plane, &host)
+    /// A task of xtask outside the cluster, with the cluster's tools first in PATH.
+    fn task(&self, arguments: &[&str]) -> Result<Command> {
+        let xtask = env::var("SLUICE_XTASK").context("make test-mesh sets SLUICE_XTASK")?;
+        let path: OsString = env::join_paths(
+            [self.tools.join("bin")].into_iter().chain(env::split_paths(&env::var_os("PATH").context("PATH")?)),
+        )?;
+        let mut command = self.outside.command(&xtask);
+        command.args(arguments).env("PATH", path).env("KUBECONFIG", self.kubeconfig()).current_dir(testbed::root());
+        Ok(command)
     }
 }
 
-/// The address of a client that is of the destination's family.
-pub fn source(client: &Pod, to: SocketAddr) -> IpAddr {
-    *client.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).expect("both families")
-}
-
-/// The router of a source by its last octet.
-pub fn expected_router(source: IpAddr) -> &'static str {
-    let last = match source {
-        IpAddr::V4(address) => address.octets()[3],
-        IpAddr::V6(address) => address.octets()[15],
-    };
-    ROUTERS[usize::from(last % 2)].0
-}
-
-/// The configuration of the filter that a sidecar's Envoy has by discovery.
-pub fn extension(client: &Pod) -> Result<Value> {
-    let dump: Value = serde_json::from_str(&admin(client, "/config_dump")?)?;
-    let filters: Vec<Value> =
-        list(&dump, "/configs").into_iter().flat_map(|config| list(&config, "/ecds_filters")).collect();
-    let found = filters.iter().find(|filter| filter["ecds_filter"]["name"] == "sluice");
-    Ok(found.with_context(|| format!("no sluice among {filters:?}"))?["ecds_filter"]["typed_config"].clone())
-}
-
-/// The file that the filter's module is in, in the sidecar.
-pub fn module_file(filter: &Value) -> Option<&str> {
-    filter.pointer("/config/vm_config/code/local/filename")?.as_str()
-}
-
-/// What a sidecar's Envoy answers.
-pub fn admin(pod: &Pod, path: &str) -> Result<String> {
-    pod.host.run(|| get(&format!("http://127.0.0.1:15000{path}")))
-}
-
-/// The counters and gauges of a sidecar's Envoy whose name is so.
-pub fn stats(pod: &Pod, named: impl Fn(&str) -> bool) -> Result<Vec<(String, u64)>> {
-    let stats = admin(pod, "/stats")?;
-    let stats = stats.lines().filter_map(|line| {
-        let (name, value) = line.rsplit_once(": ")?;
-        named(name).then_some((name.to_owned(), value.parse().ok()?))
-    });
-    Ok(stats.collect())
-}
-
-/// Where a service is reached.
-pub fn service_address(plane: &ControlPlane, name: &str) -> Result<String> {
-    Ok(text(&plane.get(&["service", name])?, "/spec/clusterIP")?.to_owned())
-}
-
-fn start_registry(plane: &mut ControlPlane, host: &Host) -> Result<()> {
-    let config = plane.folder.join("registry.yaml");
-    let storage = plane.folder.join("registry");
-    let text = format!(
-        "version: 0.1\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '{REGISTRY}' }}\n",
-        storage.display()
-    );
-    fs::write(&config, text)?;
-    plane.daemon_on(host, "registry", "docker-registry".into(), &format!("serve {}", config.display()))?;
-    plane.eventually("the registry", |_| host.run(|| get(&format!("http://{REGISTRY}/v2/"))).map(drop))
-}
-
-/// `make oci-push`, and the reference that it prints.
-fn push_shipped(plane: &ControlPlane) -> Result<String> {
-    let reference = format!("{REGISTRY}/sluice:shipped");
-    let output = task(plane, &plane.tools, &["oci-push", &reference])?.output()?;
-    let (said, why) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
-    let reference = said.lines().find(|line| line.starts_with("oci://") && !line.contains("-compat"));
-    Ok(reference.with_context(|| format!("{}: {said}{why}", output.status))?.to_owned())
-}
-
-/// A task of xtask on the control plane's host, with these programs first in PATH.
-fn task(plane: &ControlPlane, programs: &Path, arguments: &[&str]) -> Result<Command> {
-    let xtask = env::var("SLUICE_XTASK").context("make test-mesh sets SLUICE_XTASK")?;
-    let mut path = vec![programs.to_owned()];
-    path.extend(env::split_paths(&env::var_os("PATH").context("PATH")?));
-    let mut command = plane.host.command(&xtask);
-    command.args(arguments).env("PATH", env::join_paths(path)?).env("KUBECONFIG", plane.kubeconfig());
-    command.current_dir(testbed::root());
-    Ok(command)
+/// Waits for the network of the control plane: that of the first process in the namespaces.
+fn control_plane(folder: &std::path::Path) -> Result<Host> {
+    let started = Instant::now();
+    while !folder.join("started").exists() {
+        if started.elapsed() > DEADLINE {
+            let log = fs::read_to_string(folder.join("cluster.log")).unwrap_or_default();
+            bail!("the control plane did not start within {DEADLINE:?}:\n{}", crate::pod::tail(&log));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let unshare = fs::read_to_string(folder.join("unshare.pid"))?;
+    let unshare = unshare.trim();
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
+    Host::of_process(children.trim().parse().context("unshare has no child")?)
 }

@@ -2,12 +2,13 @@
 
 use crate::{
     client_hello::client_hello,
-    cluster::{self, admin, extension, on_it, source, stats},
+    cluster::on_it,
     conversations,
     module_delivery::restoring,
     outside,
     pod::Pod,
     server,
+    sidecar::{admin, extension, stats},
 };
 use anyhow::{Context, Result, ensure};
 use std::{fmt::Write as _, net::SocketAddr};
@@ -22,11 +23,11 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
                 for (port, says) in conversations()? {
                     let to = outside(family, port);
                     let seen = cluster.expect_routed(client, to, &says)?;
-                    let egress = cluster.router(seen.from);
-                    writeln!(table, "{:<17}  {to:<20}  {egress:<14}  {}", source(client, to).to_string(), seen.to)?;
+                    let egress = cluster.router(seen.from)?;
+                    writeln!(table, "{:<17}  {to:<20}  {egress:<14}  {}", client.source(to.ip()).to_string(), seen.to)?;
                     told.push((
-                        egress.to_owned(),
-                        format!("source={}", socket(source(client, to))),
+                        egress,
+                        format!("source={}", socket(client.source(to.ip()))),
                         format!("destination={to} "),
                     ));
                 }
@@ -34,14 +35,15 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
         }
         println!("\n{table}");
         // Written when a connection has ended, and some time later.
-        cluster.plane.eventually("the routers' access logs", |_| {
+        cluster.eventually("the routers' access logs", |_| {
+            let mut logs = Vec::new();
+            for router in cluster.routers()? {
+                logs.push((router.app().to_owned(), router.log(cluster, "envoy")?));
+            }
             for (egress, source, destination) in &told {
-                let mut routers = cluster.routers.iter().filter(|router| router.name.starts_with(egress));
                 let entry = |line: &str| line.contains(source) && line.contains(destination);
-                ensure!(
-                    routers.any(|router| router.log("envoy").lines().any(entry)),
-                    "{egress}: no {source} {destination}"
-                );
+                let logged = logs.iter().any(|(router, log)| router == egress && log.lines().any(entry));
+                ensure!(logged, "{egress}: no {source} {destination}");
             }
             Ok(())
         })?;
@@ -58,22 +60,21 @@ fn socket(address: std::net::IpAddr) -> String {
 #[test]
 fn what_stays_in_the_mesh_is_untouched() -> Result<()> {
     on_it(|cluster| {
-        let backend = cluster::service_address(&cluster.plane, "backend")?;
-        let direct = cluster.backend.addresses[0];
+        let backend = cluster.service_address("default", "backend")?;
+        let direct = cluster.backend()?.addresses[0];
         for client in &cluster.clients {
             let here = client.addresses[0];
             let counted = || stats(client, |name| name.starts_with("wasmcustom.sluice.routed"));
             let before = counted()?;
             for (to, say) in [
-                (SocketAddr::new(backend.parse()?, 5432), b"hello".to_vec()),
-                (SocketAddr::new(backend.parse()?, 80), server::http("backend")),
+                (SocketAddr::new(backend, 5432), b"hello".to_vec()),
+                (SocketAddr::new(backend, 80), server::http("backend")),
                 (SocketAddr::new(direct, 5432), b"hello".to_vec()),
             ] {
                 let seen = server::ask(&client.host, to, &say).with_context(|| format!("{} → {to}", client.name))?;
                 ensure!((seen.from, seen.to.port()) == (here, to.port()), "{} → {to}: {seen:?}", client.name);
             }
-            let said =
-                cluster.plane.kubectl_on(&client.host, &["--server=https://10.96.0.1", "get", "--raw=/version"])?;
+            let said = cluster.kubectl_from(&client.host, &["--server=https://10.96.0.1", "get", "--raw=/version"])?;
             ensure!(said.contains("gitVersion"), "the API server: {said:?}");
             let api = "outbound|443||kubernetes.default.svc.cluster.local::";
             let clusters = admin(client, "/clusters")?;
@@ -92,7 +93,7 @@ fn passthrough_connections_are_told_apart_by_sni_where_that_is_asked_for() -> Re
             let deny =
                 "\n                    - match: { sni: [denied.example.com] }\n                      action: deny";
             // Below the route for what stays inside.
-            cluster.edit("sluice.yaml", "                      action: continue", deny)?;
+            cluster.edit("routing/sluice.yaml", "                      action: continue", deny)?;
             cluster.apply()?;
             let sni = testbed::root().join("istio/sni.yaml");
             let denied = client_hello("denied.example.com")?;
@@ -102,12 +103,12 @@ fn passthrough_connections_are_told_apart_by_sni_where_that_is_asked_for() -> Re
                 Ok(())
             };
             for client in &cluster.clients {
-                cluster.plane.eventually("the new table", |_| table(client))?;
+                cluster.eventually("the new table", |_| table(client))?;
                 cluster.expect_routed(client, outside(0, 443), &denied)?; // nobody reads the name
             }
-            cluster.plane.kubectl(&["apply", "--validate=strict", "-f", &sni.to_string_lossy()])?;
+            cluster.kubectl(&["apply", "--validate=strict", "-f", &sni.to_string_lossy()])?;
             let test = || -> Result<()> {
-                cluster.plane.eventually("the name is read", |_| cluster.expect_refused(outside(0, 443), &denied))?;
+                cluster.eventually("the name is read", |_| cluster.expect_refused(outside(0, 443), &denied))?;
                 for client in &cluster.clients {
                     for (port, says) in conversations()? {
                         cluster.expect_routed(client, outside(0, port), &says)?;
@@ -116,7 +117,7 @@ fn passthrough_connections_are_told_apart_by_sni_where_that_is_asked_for() -> Re
                 Ok(())
             };
             let outcome = test();
-            cluster.plane.kubectl(&["delete", "-f", &sni.to_string_lossy()])?;
+            cluster.kubectl(&["delete", "-f", &sni.to_string_lossy()])?;
             outcome
         })
     })

@@ -29,7 +29,7 @@ fn declared_externals(by: &str, filter: &str) -> Result<()> {
         with_declared(cluster, &[&ENTRIES[..], &[by]].concat(), || {
             let by_address: SocketAddr = format!("{DECLARED}:5432").parse()?;
             for client in &cluster.clients {
-                cluster.plane.eventually("the filter in the chains of declared externals", |_| {
+                cluster.eventually("the filter in the chains of declared externals", |_| {
                     let chains = chains(cluster, client)?;
                     for name in ["declared.example.com", "database.example.com"] {
                         let filtered = |line: &str| {
@@ -44,7 +44,7 @@ fn declared_externals(by: &str, filter: &str) -> Result<()> {
                     cluster.expect_routed(client, by_address, b"hello")?;
                     Ok(())
                 };
-                cluster.plane.eventually("routed connections", |_| attempt())?;
+                cluster.eventually("routed connections", |_| attempt())?;
             }
             Ok(())
         })

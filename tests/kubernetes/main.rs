@@ -1,5 +1,5 @@
-//! Istio: the shipped manifests on a real API server, translated by a real istiod, and run by real sidecars and egress routers,
-//! in network namespaces and without containers. `make test-mesh` builds the programs and runs these tests, as root.
+//! The shipped Istio manifests on a Kubernetes cluster of two nodes. `make test-mesh` builds the programs and images, and runs
+//! these tests as root; those marked `ignore` take long and run with `make test-mesh-full`.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -13,13 +13,14 @@
 mod chains;
 mod cluster;
 mod connections;
-mod control_plane;
 mod declared_externals;
 mod keeper;
 mod manifests;
 mod module_delivery;
 mod pod;
 mod server;
+mod shipped;
+mod sidecar;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;

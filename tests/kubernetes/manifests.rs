@@ -1,8 +1,10 @@
 //! The manifests, and what `make verify` says about them.
 
 use crate::{
-    cluster::{self, admin, on_it, stats},
+    cluster::on_it,
     outside,
+    shipped::{SETTINGS, expected_router},
+    sidecar::{admin, stats},
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -32,9 +34,9 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
         let mut alone = vec![folder.join("sni.yaml")];
         alone.extend(fs::read_dir(folder.join("declared-externals"))?.map(|entry| entry.unwrap().path()));
         for path in alone {
-            cluster.plane.kubectl(&[&strictly[..], &[&path.to_string_lossy()]].concat())?;
+            cluster.kubectl(&[&strictly[..], &[&path.to_string_lossy()]].concat())?;
         }
-        let analysed = cluster.plane.istioctl(&["analyze", "--namespace=default", "--output=json"])?;
+        let analysed = cluster.istioctl(&["analyze", "--namespace=default", "--output=json"])?;
         let analysed: Value = serde_json::from_str(&analysed)?;
         let mut found: Vec<String> = analysed
             .as_array()
@@ -58,10 +60,12 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
 #[test]
 fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() -> Result<()> {
     on_it(|cluster| {
-        cluster.edit("settings.yaml", "  namespace: ", "elsewhere")?;
-        cluster.edit("settings.yaml", "  workload: ", "{ team: mine }")?;
-        cluster.edit("settings.yaml", "    - &pods4 ", "10.9.0.0/16")?;
-        let made = cluster.plane.kubectl(&["kustomize", &cluster.manifests.to_string_lossy()])?;
+        cluster.edit(SETTINGS, "  namespace: &namespace ", "elsewhere")?;
+        cluster.edit(SETTINGS, "  routerNamespace: ", "routers")?;
+        cluster.edit(SETTINGS, "  workload: ", "{ team: mine }")?;
+        cluster.edit(SETTINGS, "    - 10.244.0.0/16", "")?;
+        cluster.edit(SETTINGS, "    - 10.96.0.0/16", "\n    - 10.9.0.0/16")?;
+        let made = cluster.kubectl(&["kustomize", &cluster.manifests.to_string_lossy()])?;
         cluster.fresh_manifests()?;
         // Routers' configuration apart: it is text.
         let made: Vec<&str> = made.split("\n---\n").filter(|one| !one.contains("kind: ConfigMap")).collect();
@@ -86,10 +90,10 @@ fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() ->
 fn verify_shows_where_connections_leave_and_what_is_wrong() -> Result<()> {
     on_it(|cluster| {
         let to = outside(0, 25);
-        let (right, shown) = cluster.verify(&["verify", &to.to_string()])?;
+        let (right, shown) = cluster.verify(Some(&to.to_string()))?;
         ensure!(right, "{shown}");
         for client in &cluster.clients {
-            let egress = cluster::expected_router(client.addresses[0]);
+            let egress = expected_router(client.addresses[0]);
             let row = |line: &str| {
                 let words: Vec<&str> = line.split_whitespace().collect();
                 words == [&client.addresses[0].to_string(), egress, &to.to_string()]
@@ -101,13 +105,13 @@ fn verify_shows_where_connections_leave_and_what_is_wrong() -> Result<()> {
             ensure!(shown.contains(&told), "{listener}:\n{shown}");
         }
         println!("{shown}");
-        cluster.plane.kubectl(&["delete", "envoyfilter", "sluice-passthrough"])?;
-        cluster.plane.kubectl(&["delete", "destinationrule", "egress-router2"])?;
-        let told = cluster.plane.eventually("what is wrong", |_| {
-            let (right, shown) = cluster.verify(&["verify"])?;
+        cluster.kubectl(&["delete", "envoyfilter", "sluice-passthrough"])?;
+        cluster.kubectl(&["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"])?;
+        let told = cluster.eventually("what is wrong", |_| {
+            let (right, shown) = cluster.verify(None)?;
             for what in [
                 "the filter is not in virtualOutbound virtualOutbound-catchall-tcp",
-                "the cluster outbound|8081||egress-router2.default.svc.cluster.local sends no PROXY header",
+                "the cluster outbound|8081||egress-router2.egress-routers.svc.cluster.local sends no PROXY header",
             ] {
                 let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
                 ensure!(!right && told == cluster.clients.len(), "{what:?}:\n{shown}");
@@ -115,8 +119,8 @@ fn verify_shows_where_connections_leave_and_what_is_wrong() -> Result<()> {
             Ok(())
         });
         cluster.apply()?;
-        cluster.plane.eventually("that all is right again", |_| {
-            let (right, shown) = cluster.verify(&["verify"])?;
+        cluster.eventually("that all is right again", |_| {
+            let (right, shown) = cluster.verify(None)?;
             ensure!(right, "{shown}");
             Ok(())
         })?;

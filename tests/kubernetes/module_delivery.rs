@@ -4,8 +4,10 @@
 use crate::{
     chains::{chains, golden},
     client_hello::client_hello,
-    cluster::{Cluster, REGISTRY, admin, extension, module_file, on_it},
+    cluster::{Cluster, REGISTRY, on_it},
     conversations, outside, pod, server,
+    shipped::SETTINGS,
+    sidecar::{admin, extension, module_file},
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -29,11 +31,8 @@ pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Resul
     let outcome = test(cluster);
     cluster.fresh_manifests()?;
     cluster.apply()?;
-    for client in &mut cluster.clients {
-        cluster.plane.await_ready(client)?;
-    }
     cluster.roll_clients_out()?;
-    cluster.plane.eventually("what was there before", |_| {
+    cluster.eventually("what was there before", |_| {
         let now = files(cluster)?;
         ensure!(now.iter().all(|file| before.contains(file)), "{now:?}, not {before:?}");
         Ok(())
@@ -52,19 +51,18 @@ fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
             let to = outside(0, 443);
             let hello = client_hello("a.example.com")?;
             let cluster = &*cluster;
+            let routers = cluster.routers()?;
             let asked = thread::scope(|scope| -> Result<usize> {
                 let askers: Vec<_> = cluster
                     .clients
                     .iter()
                     .map(|client| {
-                        let (swapped, hello) = (&swapped, &hello);
-                        let (host, routers) =
-                            (&client.host, cluster.routers.iter().map(|router| &router.addresses).collect::<Vec<_>>());
+                        let (swapped, hello, host, routers) = (&swapped, &hello, &client.host, &routers);
                         scope.spawn(move || -> Result<usize> {
                             let mut asked = 0;
                             while !swapped.load(Ordering::Relaxed) {
                                 let seen = server::ask(host, to, hello)?;
-                                ensure!(routers.iter().any(|router| router.contains(&seen.from)), "{seen:?}");
+                                ensure!(routers.iter().any(|router| router.addresses.contains(&seen.from)), "{seen:?}");
                                 asked += 1;
                             }
                             Ok(asked)
@@ -72,7 +70,7 @@ fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
                     })
                     .collect();
                 thread::sleep(Duration::from_secs(1));
-                cluster.edit("settings.yaml", "  module: ", &reference)?;
+                cluster.edit(SETTINGS, "  module: ", &reference)?;
                 let done = cluster
                     .apply_until("the new module", |filter| module_file(filter).is_some_and(|file| file != before));
                 thread::sleep(Duration::from_secs(1));
@@ -115,9 +113,9 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
     let before = module_file(&extension(&cluster.clients[0])?).context("a module")?.to_owned();
     cluster.apply()?;
     let told = |cluster: &Cluster| {
-        cluster.plane.eventually("a reason in the log", |_| {
+        cluster.eventually("a reason in the log", |_| {
             for client in &cluster.clients {
-                let log = client.log("istio-proxy");
+                let log = client.log(cluster, "istio-proxy")?;
                 let told = log.lines().any(|line| line.contains("cannot fetch Wasm module") && line.contains(reason));
                 ensure!(told, "{}: no {reason:?} in:\n{}", client.name, pod::tail(&log));
             }
@@ -134,7 +132,7 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
     cluster.replace_clients()?;
     told(cluster)?;
     for client in &cluster.clients {
-        cluster.plane.eventually("listeners", |_| {
+        cluster.eventually("listeners", |_| {
             let listeners = admin(client, "/listeners")?;
             ensure!(listeners.contains("virtualOutbound"), "{listeners}");
             Ok(())
@@ -153,13 +151,13 @@ fn without_the_registry_nothing_new_gets_through() -> Result<()> {
     on_it(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("gone")?;
-            cluster.plane.end("registry")?;
+            cluster.end_registry()?;
             let test = |cluster: &mut Cluster| -> Result<()> {
-                cluster.edit("settings.yaml", "  module: ", &reference)?;
+                cluster.edit(SETTINGS, "  module: ", &reference)?;
                 expect_refused_module(cluster, "connection refused")
             };
             let outcome = test(cluster);
-            cluster.restart_registry()?;
+            cluster.start_registry()?;
             outcome
         })
     })
@@ -172,11 +170,11 @@ fn an_image_that_is_not_what_its_digest_says_is_refused() -> Result<()> {
             let reference = cluster.push_another("forged")?;
             let (_, hash) = reference.rsplit_once("sha256:").context("a digest")?;
             let blob = format!("registry/docker/registry/v2/blobs/sha256/{}/{hash}/data", &hash[..2]);
-            let blob = cluster.plane.folder.join(blob);
+            let blob = cluster.folder.join(blob);
             let mut manifest = fs::read(&blob)?;
             manifest.push(b'\n');
             fs::write(&blob, manifest)?;
-            cluster.edit("settings.yaml", "  module: ", &reference)?;
+            cluster.edit(SETTINGS, "  module: ", &reference)?;
             expect_refused_module(cluster, "manifest digest")
         })
     })
@@ -184,7 +182,7 @@ fn an_image_that_is_not_what_its_digest_says_is_refused() -> Result<()> {
 
 /// Edits the one line that says which way the module comes.
 fn deliver_by(cluster: &Cluster, component: &str) -> Result<()> {
-    cluster.edit("kustomization.yaml", "  - module/", component.trim_start_matches("module/"))
+    cluster.edit("module/kustomization.yaml", "  - ", component)
 }
 
 /// Serves this file to whoever asks for whatever.
@@ -205,11 +203,12 @@ fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
     on_it(|cluster| {
         restoring(cluster, |cluster| {
             let module = testbed::root().join(testbed::DIST);
-            web_server(&cluster.registry, fs::read(&module)?)?;
+            web_server(&cluster.outside, fs::read(&module)?)?;
             let sum = std::process::Command::new("sha256sum").arg(&module).output()?;
             let sum = String::from_utf8(sum.stdout)?[..64].to_owned();
             let host = REGISTRY.split(':').next().context("a host")?;
-            deliver_by(cluster, "module/http")?;
+            deliver_by(cluster, "http")?;
+            cluster.admit(REGISTRY.replace(":5000", ":8000").as_str())?;
             let file = "module/http/kustomization.yaml";
             cluster.edit(
                 file,
@@ -234,7 +233,7 @@ fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
 fn the_module_comes_by_config_map() -> Result<()> {
     on_it(|cluster| {
         restoring(cluster, |cluster| {
-            deliver_by(cluster, "module/configmap")?;
+            deliver_by(cluster, "configmap")?;
             fs::copy(testbed::root().join(testbed::DIST), cluster.manifests.join("module/configmap/sluice.wasm"))?;
             cluster.apply()?;
             cluster.roll_clients_out()?;
@@ -255,13 +254,11 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
         restoring(cluster, |cluster| {
             let to = outside(0, 443);
             let hello = client_hello("a.example.com")?;
-            deliver_by(cluster, "module/native")?;
+            deliver_by(cluster, "native")?;
             let module = cluster.manifests.join("module/native/libsluice.so");
             fs::copy(Module::Native.path()?, &module)?;
             cluster.apply()?;
-            cluster
-                .plane
-                .eventually("clients without the volume are closed", |_| cluster.expect_refused(to, &hello))?;
+            cluster.eventually("clients without the volume are closed", |_| cluster.expect_refused(to, &hello))?;
             cluster.roll_clients_out()?;
             for client in &cluster.clients {
                 let filter = extension(client)?;
@@ -274,21 +271,21 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
                     }
                 }
             }
-            let (right, shown) = cluster.verify(&["verify", &outside(0, 25).to_string()])?;
+            let (right, shown) = cluster.verify(Some(&outside(0, 25).to_string()))?;
             ensure!(right && shown.contains("  sluice.routed.outbound|8080||egress-router"), "{shown}");
-            cluster.plane.kubectl(&["delete", "destinationrule", "egress-router2"])?;
-            cluster.plane.eventually("verify reads the table", |_| {
-                let (right, shown) = cluster.verify(&["verify"])?;
-                ensure!(!right && shown.contains("egress-router2.default.svc.cluster.local sends no PROXY"), "{shown}");
+            cluster.kubectl(&["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"])?;
+            cluster.eventually("verify reads the table", |_| {
+                let (right, shown) = cluster.verify(None)?;
+                ensure!(!right && shown.contains("egress-router2.egress-routers.svc.cluster.local sends no PROXY"), "{shown}");
                 Ok(())
             })?;
 
-            fs::write(&module, "not a module")?;
+            fs::write(&module, [0xff; 16])?;
             cluster.apply()?;
             cluster.replace_clients()?;
             for client in &cluster.clients {
-                cluster.plane.eventually("a reason in the log", |_| {
-                    let log = client.log("istio-proxy");
+                cluster.eventually("a reason in the log", |_| {
+                    let log = client.log(cluster, "istio-proxy")?;
                     ensure!(log.contains("Failed to load dynamic module: "), "{}", pod::tail(&log));
                     Ok(())
                 })?;

@@ -175,15 +175,15 @@ fn versions_are_stated_in_one_place() {
     let toolchain = read(Path::new("rust-toolchain.toml"));
     let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
     let envoy = read(Path::new(".envoy-version"));
-    let tools = read(Path::new("tests/mesh/go.mod"));
+    let tools = read(Path::new("tests/kubernetes/tools/istio/go.mod"));
     let istio = tools.lines().find(|line| line.contains("istio.io/istio v")).unwrap();
     let istio = istio.rsplit([' ', '-']).find(|part| part.len() == 12).unwrap();
     assert!(read(Path::new("istio/README.md")).contains(istio), "istio/README.md does not name the commit {istio}");
     let image = format!("newTag: distroless-v{}\n", envoy.trim());
-    let kustomization = "istio/kustomization.yaml"; // cannot read .envoy-version
+    let kustomization = "istio/egress-routers/common/kustomization.yaml"; // cannot read .envoy-version
     assert!(read(Path::new(kustomization)).contains(&image), "{kustomization} does not contain {image}");
     for (version, home) in
-        [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml"), (istio, "tests/mesh/go.mod")]
+        [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml"), (istio, "tests/kubernetes/tools/istio/go.mod")]
     {
         for path in files() {
             // Documents and results say which version was measured; lists of dependencies contain all versions.
@@ -262,6 +262,6 @@ fn both_egress_router_configurations_differ_only_in_their_address_lists() {
         assert_eq!(lists, 2, "{path}");
         kept
     };
-    let (docker, mesh) = ("envoy-docker/egress-router.yaml", "istio/egress-router/egress-router.yaml");
+    let (docker, mesh) = ("envoy-docker/egress-router.yaml", "istio/egress-routers/common/egress-router.yaml");
     assert_eq!(without_lists(docker), without_lists(mesh), "{mesh} differs from {docker}");
 }

@@ -1,7 +1,7 @@
 //! A Docker engine of the tests' own, with the images that `envoy-docker/compose.yaml` asks for. It has namespaces of
 //! its own for network, mounts and processes: no other engine notices it, and all that it runs goes with it.
 
-use crate::root;
+use crate::{images::Root, root};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs::{self, File},
@@ -160,14 +160,10 @@ impl EnvoyImage {
         let root = root()?;
         let sh = Shell::new()?;
         let folder = TempDir::new_in(root.join("target"))?;
-        let (tree, archive) = (folder.path().join("tree"), folder.path().join("archive"));
-        fs::create_dir_all(tree.join("usr/local/bin"))?;
-        fs::copy(program, tree.join("usr/local/bin/envoy"))?;
-        let libraries = cmd!(sh, "ldd {program}").quiet().read()?;
-        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-            cmd!(sh, "cp --parents --dereference {library} {tree}").quiet().run()?;
-        }
-        cmd!(sh, "tar --create --file {archive} --directory {tree} .").quiet().run()?;
+        let archive = folder.path().join("archive");
+        let image = Root::new(&sh, folder.path())?;
+        image.program(program, "/usr/local/bin/envoy")?;
+        image.archive(&archive)?;
         let settings = fs::read_to_string(root.join("envoy-docker/.env"))?;
         let name = settings.lines().find_map(|line| line.strip_prefix("ENVOY_IMAGE="));
         let name = name.context("envoy-docker/.env: no ENVOY_IMAGE")?.to_owned();

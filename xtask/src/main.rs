@@ -5,6 +5,7 @@ mod compiler;
 mod demo;
 mod docker;
 mod engine;
+mod images;
 mod inlining;
 mod lint;
 mod mesh;
@@ -61,7 +62,8 @@ fn dispatch() -> Result<()> {
         ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
         ["test"] => tests::run(),
         ["test-docker"] => tests::docker(),
-        ["test-mesh"] => mesh::run(),
+        ["test-mesh"] => mesh::run(false),
+        ["test-mesh-full"] => mesh::run(true),
         #[cfg(feature = "verify")]
         ["verify"] => verify::run(None),
         #[cfg(feature = "verify")]
@@ -71,7 +73,7 @@ fn dispatch() -> Result<()> {
         ["wasm-size"] => module::check_size(),
         _ => bail!(
             "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|test|test-docker|\
-             test-mesh|verify|wasm-size"
+             test-mesh|test-mesh-full|verify|wasm-size"
         ),
     }
 }

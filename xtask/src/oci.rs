@@ -51,7 +51,7 @@ pub fn push(reference: &str) -> Result<()> {
         let pushed = match cmd!(sh, "crane version").quiet().ignore_stdout().ignore_stderr().run() {
             Ok(()) => cmd!(sh, "crane push {path} {reference}").read()?,
             Err(_) => {
-                let tools = root.join("tests/mesh");
+                let tools = root.join("tests/kubernetes/tools/istio");
                 cmd!(sh, "go -C {tools} tool crane push {path} {reference}").read()?
             }
         };

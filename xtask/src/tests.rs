@@ -46,36 +46,36 @@ pub fn ready() -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
 /// reason.
 pub fn docker() -> Result<()> {
     let (envoy, mut environment) = ready()?;
-    let mut skipped = target("interception", "", network::hindrance().as_deref(), &environment)?;
+    let mut skipped = target("interception", &[], network::hindrance().as_deref(), &environment)?;
 
     match Engine::start(&envoy)? {
         Ok(engine) => {
             environment.push(("DOCKER_HOST", engine.host().into()));
-            skipped += target("docker", "compose_1::", compose_1(), &environment)?;
+            skipped += target("docker", &["compose_1::"], compose_1(), &environment)?;
             let settings = tools::compose()?;
             let hindrance = settings.as_ref().err().map(String::as_str);
             if let Ok(Some(folder)) = &settings {
                 environment.push(("DOCKER_CONFIG", folder.into()));
             }
-            skipped += target("docker", "compose_2::", hindrance, &environment)?;
+            skipped += target("docker", &["compose_2::"], hindrance, &environment)?;
         }
-        Err(reason) => skipped += target("docker", "", Some(&reason), &environment)?,
+        Err(reason) => skipped += target("docker", &[], Some(&reason), &environment)?,
     }
     println!("{skipped} tests skipped");
     Ok(())
 }
 
-/// Runs the tests of a target whose names contain `filter`, or lists them as skipped if there is a hindrance. Returns how many
-/// were skipped.
-pub fn target(name: &str, filter: &str, hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
+/// Runs the tests of a target with these arguments, such as a part of their names, or lists them as skipped if there is a
+/// hindrance. Returns how many were skipped.
+pub fn target(name: &str, arguments: &[&str], hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
-    let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", name, "--"]).arg(filter);
+    let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", name, "--"]).args(arguments);
     let Some(reason) = hindrance else {
         test().arg("--show-output").envs(environment.iter().map(|(name, value)| (name, value))).run()?;
         return Ok(0);
     };
-    println!("{} is skipped: {reason}", format!("{name} {filter}").trim_end());
+    println!("{name} {} is skipped: {reason}", arguments.join(" "));
     let list = test().arg("--list").quiet().ignore_stderr().read()?;
     let tests: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
     for test in &tests {

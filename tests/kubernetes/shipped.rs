@@ -1,0 +1,165 @@
+//! The shipped manifests on the cluster, edited as a user edits them, and the clients that they make.
+
+use crate::{
+    cluster::{Cluster, REGISTRY},
+    pod::{self, Pod},
+    server::{self, Seen},
+    sidecar::extension,
+};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    process::Command,
+};
+
+/// The routers, by the parity of the sources that they serve, and their namespace.
+pub const ROUTERS: [&str; 2] = ["egress-router1", "egress-router2"];
+pub const ROUTERS_NAMESPACE: &str = "egress-routers";
+
+impl Cluster {
+    /// Copies the shipped manifests and edits their settings as README.md says, nothing else.
+    pub fn fresh_manifests(&self) -> Result<()> {
+        if self.manifests.exists() {
+            fs::remove_dir_all(&self.manifests)?;
+        }
+        let done = Command::new("cp").arg("-r").arg(testbed::root().join("istio")).arg(&self.manifests).status()?;
+        ensure!(done.success(), "cp: {done}");
+        self.edit(SETTINGS, "  module: ", &self.module)?;
+        self.edit(SETTINGS, DIRECT, &format!("{}\n#{DIRECT}", direct(REGISTRY)))?;
+        self.admit(API)
+    }
+
+    /// Adds a rule by which the clients' pods reach this address past the routers.
+    pub fn admit(&self, address: &str) -> Result<()> {
+        self.edit(SETTINGS, &format!("#{DIRECT}"), &format!("\n{DIRECT}{}", direct(address)))
+    }
+
+    /// Edits the one line of a manifest that begins so.
+    pub fn edit(&self, file: &str, begin: &str, end: &str) -> Result<()> {
+        let path = self.manifests.join(file);
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.lines().filter(|line| line.starts_with(begin)).count() == 1, "{file}: not one line {begin:?}");
+        let edited = text
+            .lines()
+            .map(|line| if line.starts_with(begin) { format!("{begin}{end}\n") } else { format!("{line}\n") });
+        Ok(fs::write(path, edited.collect::<String>())?)
+    }
+
+    /// Applies the manifests as a user does, but strictly.
+    pub fn apply(&self) -> Result<String> {
+        self.kubectl(&["apply", "--validate=strict", "--kustomize", &self.manifests.to_string_lossy()])
+    }
+
+    /// Applies and waits until every client's sidecar has received what it says of the module.
+    pub fn apply_until(&self, what: &str, received: impl Fn(&Value) -> bool) -> Result<()> {
+        self.apply()?;
+        self.eventually(what, |cluster| {
+            for client in &self.clients {
+                let filter = extension(client)?;
+                let log = || client.log(cluster, "istio-proxy").map(|log| pod::tail(&log)).unwrap_or_default();
+                ensure!(received(&filter), "{}: {filter}\n{}", client.name, log());
+            }
+            Ok(())
+        })
+    }
+
+    /// Deletes the clients and takes the pods that their Deployment makes instead, once they run. Their sidecars need not be
+    /// ready.
+    pub fn replace_clients(&mut self) -> Result<()> {
+        self.kubectl(&["delete", "pods", "--selector=app=client", "--grace-period=1"])?;
+        let mut clients = Vec::new();
+        self.eventually("new clients", |cluster| {
+            clients = cluster.pods("default", "app=client")?;
+            ensure!(clients.len() == 2, "there are {}", clients.len());
+            for client in &clients {
+                crate::sidecar::admin(client, "/server_info")?;
+            }
+            Ok(())
+        })?;
+        self.clients = clients;
+        Ok(())
+    }
+
+    /// Waits until the clients' Deployment is rolled out and one client has an even address, another an odd one, in both
+    /// families. Addresses are the cluster's choice, so a client is replaced until that is so.
+    pub fn roll_clients_out(&mut self) -> Result<()> {
+        for _ in 0..8 {
+            self.rolled_out("default", "client")?;
+            let mut clients = self.pods("default", "app=client")?;
+            // A pod that is about to be replaced is not counted as deleted yet.
+            if clients.len() == 2 {
+                let router = |client: &Pod, index: usize| expected_router(client.addresses[index]);
+                if [0, 1].iter().all(|index| router(&clients[0], *index) != router(&clients[1], *index)) {
+                    clients.sort_by_key(|client| router(client, 0));
+                    self.clients = clients;
+                    return Ok(());
+                }
+                self.kubectl(&["delete", "pod", &clients[1].name, "--grace-period=1"])?;
+            }
+        }
+        bail!("the clients did not get one even and one odd address");
+    }
+
+    /// The pod of the service `backend`.
+    pub fn backend(&self) -> Result<Pod> {
+        self.pods("default", "app=backend")?.pop().context("no pod of the backend")
+    }
+
+    /// The routers' pods.
+    pub fn routers(&self) -> Result<Vec<Pod>> {
+        self.pods(ROUTERS_NAMESPACE, &format!("app in ({})", ROUTERS.join(",")))
+    }
+
+    /// Connects and expects the router of the source's parity, and the destination that was asked for.
+    pub fn expect_routed(&self, client: &Pod, to: SocketAddr, say: &[u8]) -> Result<Seen> {
+        let seen = server::ask(&client.host, to, say).with_context(|| format!("{} → {to}", client.name))?;
+        let (router, expected) = (self.router(seen.from)?, expected_router(client.source(to.ip())));
+        ensure!((router.as_str(), seen.to) == (expected, to), "{} → {to}: {router} {seen:?}", client.source(to.ip()));
+        Ok(seen)
+    }
+
+    /// The router that has this address, or `none`.
+    pub fn router(&self, address: IpAddr) -> Result<String> {
+        let routers = self.routers()?;
+        let router = routers.iter().find(|router| router.addresses.contains(&address));
+        Ok(router.map_or("none", |router| router.app()).to_owned())
+    }
+
+    /// Connects from each client and expects no server to hear of it.
+    pub fn expect_refused(&self, to: SocketAddr, say: &[u8]) -> Result<()> {
+        for client in &self.clients {
+            let seen = server::ask(&client.host, to, say);
+            ensure!(seen.is_err(), "{} → {to}: {seen:?}", client.name);
+        }
+        Ok(())
+    }
+
+    /// The address of a service.
+    pub fn service_address(&self, namespace: &str, name: &str) -> Result<IpAddr> {
+        Ok(pod::text(&self.get(&["--namespace", namespace, "service", name])?, "/spec/clusterIP")?.parse()?)
+    }
+}
+
+/// The file that a user edits, and the beginning of the line that admits the module's registry.
+pub const SETTINGS: &str = "settings/settings.yaml";
+const DIRECT: &str = "    - { ports: ";
+
+/// The rest of that line for an address.
+fn direct(address: &str) -> String {
+    let (host, port) = address.split_once(':').expect("HOST:PORT");
+    format!("[{{ port: {port} }}], to: [{{ ipBlock: {{ cidr: {host}/32 }} }}] }}")
+}
+
+/// The API server's own address.
+const API: &str = "172.18.0.1:6443";
+
+/// The router of a source by its last octet.
+pub fn expected_router(source: IpAddr) -> &'static str {
+    let last = match source {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    };
+    ROUTERS[usize::from(last % 2)]
+}
