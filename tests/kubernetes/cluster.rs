@@ -30,10 +30,9 @@ pub const DECLARED: &str = "198.51.100.9";
 
 /// What differs from Istio's defaults: images of the tests, which have stock Envoy without Istio's own filters, both families,
 /// and a registry that speaks plain HTTP.
-const ISTIO: [&str; 9] = [
+const ISTIO: [&str; 8] = [
     "profile=minimal",
     "hub=docker.io/istio",
-    "tag=tests",
     "values.pilot.env.PILOT_ENABLE_METADATA_EXCHANGE=false",
     "values.pilot.env.PILOT_ENABLE_ALPN_FILTER=false",
     "values.pilot.env.ISTIO_DUAL_STACK=true",
@@ -41,6 +40,41 @@ const ISTIO: [&str; 9] = [
     "meshConfig.defaultConfig.proxyMetadata.ISTIO_DUAL_STACK=true",
     "meshConfig.defaultConfig.proxyMetadata.WASM_INSECURE_REGISTRIES=10.88.0.5:5000",
 ];
+
+/// The Istio to install: `tests` for the pinned version, `previous` for an older one, or `cni` for the pinned version with its CNI
+/// plugin in place of init containers.
+fn istio() -> Result<Vec<String>> {
+    let variant = env::var("SLUICE_ISTIO").unwrap_or_else(|_| "tests".into());
+    let mut settings: Vec<String> = ISTIO.iter().map(|&setting| setting.into()).collect();
+    settings.push(format!("tag={}", if variant == "previous" { "previous" } else { "tests" }));
+    match variant.as_str() {
+        "tests" | "previous" => {}
+        "cni" => settings.extend(
+            [
+                "components.cni.enabled=true",
+                "values.cni.cniConfDir=/run/cni/configuration",
+                "values.cni.cniBinDir=/run/cni/programs",
+            ]
+            .map(Into::into),
+        ),
+        other => bail!("SLUICE_ISTIO is {other:?}, not tests, previous or cni"),
+    }
+    Ok(settings.into_iter().flat_map(|setting| ["--set".into(), setting]).collect())
+}
+
+/// Expects a client to have been injected by the Istio that was asked for.
+fn expect_istio(client: &Pod) -> Result<()> {
+    let variant = env::var("SLUICE_ISTIO").unwrap_or_default();
+    let init = list(&client.object, "/spec/initContainers");
+    let has = |name: &str| init.iter().any(|container| container["name"] == name);
+    let tag = if variant == "previous" { "proxyv2:previous" } else { "proxyv2:tests" };
+    ensure!(client.object["spec"].to_string().contains(tag), "{}: no image {tag}", client.name);
+    // With the plugin, a container checks what the plugin did.
+    let (present, absent) =
+        if variant == "cni" { ("istio-validation", "istio-init") } else { ("istio-init", "istio-validation") };
+    ensure!(has(present) && !has(absent), "{}: {init:?}", client.name);
+    Ok(())
+}
 
 /// A Kubernetes cluster of two nodes with Istio, until this process ends.
 pub struct Cluster {
@@ -71,11 +105,16 @@ pub fn on_it(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
 impl Cluster {
     fn start() -> Result<Self> {
         let started = Instant::now();
-        let tools: PathBuf = env::var_os("SLUICE_CLUSTER_TOOLS").context("make test-mesh sets SLUICE_CLUSTER_TOOLS")?.into();
+        let tools: PathBuf =
+            env::var_os("SLUICE_CLUSTER_TOOLS").context("make test-mesh sets SLUICE_CLUSTER_TOOLS")?.into();
         let folder = testbed::root().join(format!("target/kubernetes/sluice-{}", process::id()));
         fs::create_dir_all(&folder)?;
         let mut command = Command::new("sh");
-        command.arg(testbed::root().join("tests/kubernetes/node/supervise.sh")).arg(&folder).arg(&tools).stdin(Stdio::piped());
+        command
+            .arg(testbed::root().join("tests/kubernetes/node/supervise.sh"))
+            .arg(&folder)
+            .arg(&tools)
+            .stdin(Stdio::piped());
         let supervisor = keeper::run(move || command.spawn())?;
         let outside = control_plane(&folder)?;
         let manifests = folder.join("istio");
@@ -94,16 +133,21 @@ impl Cluster {
         cluster.kubectl(&["apply", "--filename", "tests/data/kubernetes/dns.yaml"])?;
         cluster.eventually("the nodes", |cluster| {
             let nodes = list(&cluster.get(&["nodes"])?, "/items");
-            let ready = |node: &&Value| list(node, "/status/conditions").iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+            let ready = |node: &&Value| {
+                list(node, "/status/conditions").iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+            };
             ensure!(nodes.iter().filter(ready).count() == 2, "{nodes:?}");
             Ok(())
         })?;
         step("nodes ready");
-        let install: Vec<&str> = ISTIO.iter().flat_map(|setting| ["--set", setting]).collect();
-        cluster.istioctl(&[&["install", "--skip-confirmation"], &install[..]].concat())?;
+        let settings = istio()?;
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        cluster.istioctl(&[&["install", "--skip-confirmation"], &settings[..]].concat())?;
         step("Istio installed");
         cluster.eventually("Istio's webhooks", |cluster| {
-            cluster.kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/telemetry.yaml"]).map(drop)
+            cluster
+                .kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/telemetry.yaml"])
+                .map(drop)
         })?;
         for (port, first) in
             [(443, First::Client), (80, First::Client), (25, First::Server), (5432, First::Client), (7, First::Echo)]
@@ -123,6 +167,7 @@ impl Cluster {
         }
         cluster.roll_clients_out()?;
         step("shipped manifests rolled out");
+        cluster.clients.iter().try_for_each(expect_istio)?;
         Ok(cluster)
     }
 
@@ -143,7 +188,14 @@ impl Cluster {
             let Err(error) = attempt(self) else { return Ok(()) };
             if started.elapsed() > DEADLINE {
                 let pods = self.kubectl(&["get", "pods", "--all-namespaces", "--output", "wide"]).unwrap_or_default();
-                let warnings = ["get", "events", "--all-namespaces", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"];
+                let warnings = [
+                    "get",
+                    "events",
+                    "--all-namespaces",
+                    "--field-selector",
+                    "type=Warning",
+                    "--sort-by=.lastTimestamp",
+                ];
                 let events = self.kubectl(&warnings).unwrap_or_default();
                 bail!("{what}: not within {DEADLINE:?}: {error:#}\n{pods}{}", crate::pod::tail(&events));
             }
@@ -173,7 +225,8 @@ impl Cluster {
 
     /// What istioctl prints.
     pub fn istioctl(&self, arguments: &[&str]) -> Result<String> {
-        self.call("istioctl", arguments, "")
+        let previous = env::var("SLUICE_ISTIO").is_ok_and(|variant| variant == "previous");
+        self.call(if previous { "../previous/istioctl" } else { "istioctl" }, arguments, "")
     }
 
     fn call(&self, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
@@ -182,7 +235,11 @@ impl Cluster {
 
     fn call_from(&self, host: &Host, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = host.command(&self.tools.join("bin").join(tool).to_string_lossy());
-        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder).current_dir(testbed::root());
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", &self.folder)
+            .current_dir(testbed::root());
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut stdin = process.stdin.take().context("a pipe")?;
         let input = input.to_owned();

@@ -15,6 +15,7 @@ mod cluster;
 mod connections;
 mod declared_externals;
 mod keeper;
+mod lifetime;
 mod manifests;
 mod module_delivery;
 mod pod;

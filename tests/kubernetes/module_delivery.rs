@@ -1,5 +1,4 @@
-//! The ways by which the module reaches the sidecars. The last test leaves a sidecar that denies connections, so no test may
-//! follow it: tests run in the order of their names.
+//! The ways by which the module reaches the sidecars.
 
 use crate::{
     chains::{chains, golden},
@@ -20,21 +19,25 @@ use std::{
 };
 use testbed::{Host, Module};
 
-/// Puts everything back, whatever became of the test.
+/// Runs a test and then restores the shipped manifests and the clients, whether it succeeded or not.
 pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
-    let files = |cluster: &Cluster| -> Result<Vec<String>> {
-        let files =
-            cluster.clients.iter().map(|client| Ok(module_file(&extension(client)?).unwrap_or("none").to_owned()));
-        files.collect()
-    };
-    let before = files(cluster)?;
+    let names =
+        |cluster: &Cluster| -> Vec<String> { cluster.clients.iter().map(|client| client.name.clone()).collect() };
+    let before = names(cluster);
     let outcome = test(cluster);
     cluster.fresh_manifests()?;
     cluster.apply()?;
+    if outcome.is_err() || names(cluster) != before {
+        // A sidecar that has been without a module would be another than the ones before.
+        cluster.kubectl(&["rollout", "restart", "deployment/client"])?;
+    }
     cluster.roll_clients_out()?;
-    cluster.eventually("what was there before", |_| {
-        let now = files(cluster)?;
-        ensure!(now.iter().all(|file| before.contains(file)), "{now:?}, not {before:?}");
+    cluster.eventually("the shipped module", |cluster| {
+        let (_, digest) = cluster.module.rsplit_once(':').context("a digest")?;
+        for client in &cluster.clients {
+            let filter = extension(client)?;
+            ensure!(module_file(&filter).is_some_and(|file| file.contains(digest)), "{}: {filter}", client.name);
+        }
         Ok(())
     })?;
     outcome
@@ -261,8 +264,12 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
             cluster.eventually("clients without the volume are closed", |_| cluster.expect_refused(to, &hello))?;
             cluster.roll_clients_out()?;
             for client in &cluster.clients {
-                let filter = extension(client)?;
-                ensure!(filter["dynamic_module_config"]["name"] == "sluice", "{filter}");
+                // A sidecar is ready before it has received the filter.
+                cluster.eventually("the native filter", |_| {
+                    let filter = extension(client)?;
+                    ensure!(filter["dynamic_module_config"]["name"] == "sluice", "{filter}");
+                    Ok(())
+                })?;
                 let chains = chains(cluster, client)?;
                 ensure!(chains == golden()?, "{}: not the chains of the Wasm module:\n{chains}", client.name);
                 for (port, says) in conversations()? {
@@ -276,7 +283,10 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
             cluster.kubectl(&["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"])?;
             cluster.eventually("verify reads the table", |_| {
                 let (right, shown) = cluster.verify(None)?;
-                ensure!(!right && shown.contains("egress-router2.egress-routers.svc.cluster.local sends no PROXY"), "{shown}");
+                ensure!(
+                    !right && shown.contains("egress-router2.egress-routers.svc.cluster.local sends no PROXY"),
+                    "{shown}"
+                );
                 Ok(())
             })?;
 

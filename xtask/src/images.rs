@@ -12,9 +12,6 @@ use std::{
 use tempfile::TempDir;
 use xshell::{Shell, cmd};
 
-/// The tag of images whose tag the tests are free to choose.
-const TAG: &str = "tests";
-
 /// The root folder of an image in the making.
 pub struct Root<'a> {
     sh: &'a Shell,
@@ -96,69 +93,96 @@ impl Drop for Registry {
     }
 }
 
-/// Makes all images from the programs in `programs` and stores them in `folder`, as docker-registry keeps them.
-pub fn build(sh: &Shell, programs: &Path, kubernetes: &Path, envoy: &Path, folder: &Path) -> Result<()> {
-    let envoy_tag = format!("distroless-v{}", include_str!("../../.envoy-version").trim());
-    let made = TempDir::new_in(programs)?;
-    let registry = Registry::start(folder)?;
-    let crane = programs.join("crane");
-    let push = |root: Root, name: &str, user: &str, command: &[&str]| -> Result<()> {
-        let archive = made.path().join("layer.tar");
+/// Pushes images to a registry that keeps them in a folder.
+pub struct Images<'a> {
+    sh: &'a Shell,
+    crane: PathBuf,
+    registry: Registry,
+    scratch: TempDir,
+}
+
+impl<'a> Images<'a> {
+    /// Starts a registry on `folder`; `programs` has crane.
+    pub fn new(sh: &'a Shell, programs: &Path, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        Ok(Self {
+            sh,
+            crane: programs.join("crane"),
+            registry: Registry::start(folder)?,
+            scratch: TempDir::new_in(folder)?,
+        })
+    }
+
+    /// Makes the images that are not Istio's. `kubernetes` is the folder of its sources.
+    pub fn cluster(&self, programs: &Path, kubernetes: &Path, envoy: &Path) -> Result<()> {
+        let sh = self.sh;
+        let root = self.root()?;
+        let (source, program) = (kubernetes.join("build/pause/linux/pause.c"), self.scratch.path().join("pause"));
+        cmd!(sh, "cc -Os -static -DVERSION=tests -o {program} {source}").quiet().run()?;
+        root.program(&program, "/pause")?;
+        self.push(&root, "library/pause:tests", "65535:65535", "/pause")?;
+
+        let root = self.root()?;
+        let busybox = which(sh, "busybox")?;
+        root.program(&busybox, "/bin/busybox")?;
+        let applets = cmd!(sh, "{busybox} --list").quiet().read()?;
+        for applet in applets.lines().filter(|applet| *applet != "busybox") {
+            root.link(&format!("/bin/{applet}"), "busybox")?;
+        }
+        self.push(&root, "library/busybox:latest", "0:0", "/bin/sh")?;
+
+        let root = self.root()?;
+        root.program(envoy, "/usr/local/bin/envoy")?;
+        let tag = format!("distroless-v{}", include_str!("../../.envoy-version").trim());
+        self.push(&root, &format!("envoyproxy/envoy:{tag}"), "101:101", "/usr/local/bin/envoy")?;
+
+        let root = self.root()?;
+        root.program(&programs.join("coredns"), "/coredns")?;
+        self.push(&root, "coredns/coredns:tests", "65532:65532", "/coredns")?;
+
+        let root = self.root()?;
+        root.program(&programs.join("install-cni"), "/usr/local/bin/install-cni")?;
+        root.program(&programs.join("istio-cni"), "/opt/cni/bin/istio-cni")?;
+        iptables(sh, &root)?;
+        self.push(&root, "istio/install-cni:tests", "0:0", "/usr/local/bin/install-cni")
+    }
+
+    /// Makes the images of istiod and of the sidecars, with this tag.
+    pub fn istio(&self, programs: &Path, envoy: &Path, tag: &str) -> Result<()> {
+        let bootstrap = |root: &Root| {
+            root.file(&programs.join("envoy_bootstrap.json"), "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json")
+        };
+        let root = self.root()?;
+        root.program(&programs.join("pilot-discovery"), "/usr/local/bin/pilot-discovery")?;
+        bootstrap(&root)?;
+        self.push(&root, &format!("istio/pilot:{tag}"), "1337:1337", "/usr/local/bin/pilot-discovery")?;
+
+        let root = self.root()?;
+        root.program(envoy, "/usr/local/bin/envoy")?;
+        root.program(&programs.join("pilot-agent"), "/usr/local/bin/pilot-agent")?;
+        bootstrap(&root)?;
+        iptables(self.sh, &root)?;
+        self.push(&root, &format!("istio/proxyv2:{tag}"), "1337:1337", "/usr/local/bin/pilot-agent")
+    }
+
+    fn root(&self) -> Result<Root<'a>> {
+        Root::new(self.sh, self.scratch.path())
+    }
+
+    fn push(&self, root: &Root, name: &str, user: &str, entry_point: &str) -> Result<()> {
+        let (sh, crane, archive) = (self.sh, &self.crane, self.scratch.path().join("layer.tar"));
         root.archive(&archive)?;
-        let reference = format!("{}/{name}", registry.address);
-        cmd!(sh, "{crane} append --oci-empty-base --new_layer {archive} --new_tag {reference}")
-            .quiet().ignore_stdout().ignore_stderr().run()?;
+        let reference = format!("{}/{name}", self.registry.address);
+        let append = cmd!(sh, "{crane} append --oci-empty-base --new_layer {archive} --new_tag {reference}");
+        append.quiet().ignore_stdout().ignore_stderr().run()?;
         let platform = format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        cmd!(sh, "{crane} mutate {reference} --set-platform {platform} --env {path} --user {user} --entrypoint").arg(command.join(","))
-            .args(["--tag", &reference]).quiet().ignore_stdout().ignore_stderr().run()?;
-        println!("  {name}");
-        Ok(())
-    };
-    let image = || Root::new(sh, made.path());
-    let bootstrap = programs.join("envoy_bootstrap.json");
-    let bootstrap_place = "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json";
-
-    let root = image()?;
-    let (source, program) = (kubernetes.join("build/pause/linux/pause.c"), made.path().join("pause"));
-    cmd!(sh, "cc -Os -static -DVERSION=tests -o {program} {source}").quiet().run()?;
-    root.program(&program, "/pause")?;
-    push(root, &format!("library/pause:{TAG}"), "65535:65535", &["/pause"])?;
-
-    let root = image()?;
-    let busybox = which(sh, "busybox")?;
-    root.program(&busybox, "/bin/busybox")?;
-    let applets = cmd!(sh, "{busybox} --list").quiet().read()?;
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
-        root.link(&format!("/bin/{applet}"), "busybox")?;
+        let mutate = cmd!(
+            sh,
+            "{crane} mutate {reference} --set-platform {platform} --env {path} --user {user} --entrypoint {entry_point} --tag {reference}"
+        );
+        Ok(mutate.quiet().ignore_stdout().ignore_stderr().run()?)
     }
-    push(root, "library/busybox:latest", "0:0", &["/bin/sh"])?;
-
-    let root = image()?;
-    root.program(envoy, "/usr/local/bin/envoy")?;
-    push(root, &format!("envoyproxy/envoy:{envoy_tag}"), "101:101", &["/usr/local/bin/envoy"])?;
-
-    let root = image()?;
-    root.program(&programs.join("coredns"), "/coredns")?;
-    push(root, &format!("coredns/coredns:{TAG}"), "65532:65532", &["/coredns"])?;
-
-    let root = image()?;
-    root.program(&programs.join("pilot-discovery"), "/usr/local/bin/pilot-discovery")?;
-    root.file(&bootstrap, bootstrap_place)?;
-    push(root, &format!("istio/pilot:{TAG}"), "1337:1337", &["/usr/local/bin/pilot-discovery"])?;
-
-    let root = image()?;
-    root.program(envoy, "/usr/local/bin/envoy")?;
-    root.program(&programs.join("pilot-agent"), "/usr/local/bin/pilot-agent")?;
-    root.file(&bootstrap, bootstrap_place)?;
-    iptables(sh, &root)?;
-    push(root, &format!("istio/proxyv2:{TAG}"), "1337:1337", &["/usr/local/bin/pilot-agent"])?;
-
-    let root = image()?;
-    root.program(&programs.join("install-cni"), "/usr/local/bin/install-cni")?;
-    root.program(&programs.join("istio-cni"), "/opt/cni/bin/istio-cni")?;
-    iptables(sh, &root)?;
-    push(root, &format!("istio/install-cni:{TAG}"), "0:0", &["/usr/local/bin/install-cni"])
 }
 
 /// The iptables of this machine, by the names that Istio calls, with its extensions.

@@ -51,8 +51,9 @@ daemon() {
     shift
     "$@" >"$log" 2>&1 &
 }
-mkdir /run/cni
-sed "s/NODE/$index/g" /run/cluster/cni.conflist >/run/cni/10-cluster.conflist
+mkdir -p /run/cni/configuration
+cp -r /usr/lib/cni /run/cni/programs # Istio's plugin may join them
+sed "s/NODE/$index/g" /run/cluster/cni.conflist >/run/cni/configuration/10-cluster.conflist
 daemon containerd containerd --config /run/cluster/containerd.toml
 until "$tools/bin/kubectl" --kubeconfig="$run/kubeconfig/admin" get --raw /readyz; do sleep 0.2; done
 cp "$run/pki/ca.crt" /run/kubelet-clients.crt
