@@ -18,6 +18,7 @@ mod keeper;
 mod manifests;
 mod module_delivery;
 mod pod;
+mod policies;
 mod server;
 mod shipped;
 mod sidecar;
