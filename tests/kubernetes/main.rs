@@ -22,6 +22,7 @@ mod policies;
 mod server;
 mod shipped;
 mod sidecar;
+mod sidecars;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;

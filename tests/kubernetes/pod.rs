@@ -68,6 +68,14 @@ impl Pod {
     }
 }
 
+/// Applies manifests, does this and deletes them.
+pub fn with_applied(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    let applied = cluster.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests);
+    let outcome = applied.and_then(|_| test());
+    cluster.kubectl_with(&["delete", "--ignore-not-found", "-f", "-"], manifests)?;
+    outcome
+}
+
 /// The manifest of a pod with these labels and annotations, which are in YAML's flow style.
 pub fn manifest(namespace: &str, name: &str, labels: &str, annotations: &str, command: &str) -> String {
     format!(
