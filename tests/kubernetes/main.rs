@@ -14,6 +14,7 @@ mod chains;
 mod cluster;
 mod connections;
 mod declared_externals;
+mod istiod;
 mod keeper;
 mod manifests;
 mod module_delivery;
