@@ -68,11 +68,11 @@ impl Pod {
     }
 }
 
-/// Applies manifests, does this and deletes them.
+/// Applies manifests, does this, deletes them and waits until their pods are gone too.
 pub fn with_applied(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     let applied = cluster.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests);
     let outcome = applied.and_then(|_| test());
-    cluster.kubectl_with(&["delete", "--ignore-not-found", "-f", "-"], manifests)?;
+    cluster.kubectl_with(&["delete", "--ignore-not-found", "--cascade=foreground", "-f", "-"], manifests)?;
     outcome
 }
 
