@@ -3,7 +3,7 @@
 use crate::{
     cluster::{Cluster, on_it},
     conversations, outside,
-    pod::{self, Pod, list},
+    pod::{self, Pod, list, with_applied},
     sidecar::admin,
 };
 use anyhow::{Result, ensure};
@@ -82,9 +82,7 @@ fn with_sidecar(cluster: &Cluster, specification: &str, test: impl FnOnce() -> R
 
 /// Applies these manifests, does this, deletes them and waits until the chains are as they were.
 pub fn with_manifests(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
-    cluster.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests)?;
-    let outcome = test();
-    cluster.kubectl_with(&["delete", "-f", "-"], manifests)?;
+    let outcome = with_applied(cluster, manifests, test);
     let golden = golden()?;
     for client in &cluster.clients {
         cluster.eventually("the chains as they were", |_| {

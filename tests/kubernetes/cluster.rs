@@ -12,6 +12,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::Write as _,
+    net::SocketAddr,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
     sync::{LazyLock, Mutex},
@@ -154,6 +155,9 @@ impl Cluster {
         {
             server::start(&cluster.outside, port, first)?;
         }
+        for address in OUTSIDE {
+            server::start_udp(&cluster.outside, SocketAddr::new(address.parse()?, 4433))?;
+        }
         cluster.start_registry()?;
         cluster.module = cluster.push_shipped()?;
         cluster.kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/backend.yaml"])?;
@@ -256,6 +260,13 @@ impl Cluster {
         let pods = list(&self.get(&["--namespace", namespace, "pods", "--selector", selector])?, "/items");
         let live = pods.into_iter().filter(|pod| pod["metadata"].get("deletionTimestamp").is_none());
         live.map(|pod| Pod::started(self, pod)).collect()
+    }
+
+    /// Waits until all pods of a selector are ready, and returns them.
+    pub fn ready_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>> {
+        let selector = format!("--selector={selector}");
+        self.kubectl(&["wait", "pods", "--namespace", namespace, &selector, "--for=condition=Ready", "--timeout=90s"])?;
+        self.pods(namespace, selector.trim_start_matches("--selector="))
     }
 
     /// Waits until a Deployment is rolled out.

@@ -14,14 +14,17 @@ mod chains;
 mod cluster;
 mod connections;
 mod declared_externals;
+mod istiod;
 mod keeper;
 mod lifetime;
 mod manifests;
 mod module_delivery;
 mod pod;
+mod policies;
 mod server;
 mod shipped;
 mod sidecar;
+mod sidecars;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;

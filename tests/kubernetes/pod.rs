@@ -57,22 +57,56 @@ impl Pod {
         cluster.kubectl(&[&exec, command].concat())
     }
 
+    /// The cgroup of a container by its status, which has the files of its memory.
+    pub fn cgroup(&self, cluster: &Cluster, status: &Value) -> Result<PathBuf> {
+        cgroup(cluster, "memory", &self.node, text(status, "/containerID")?.trim_start_matches("containerd://"))
+    }
+
     /// The name of the router that this pod belongs to, if it is one.
     pub fn app(&self) -> &str {
         self.object["metadata"]["labels"]["app"].as_str().unwrap_or_default()
     }
 }
 
+/// Applies manifests, does this, deletes them and waits until their pods are gone too.
+pub fn with_applied(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    let applied = cluster.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests);
+    let outcome = applied.and_then(|_| test());
+    cluster.kubectl_with(&["delete", "--ignore-not-found", "--cascade=foreground", "-f", "-"], manifests)?;
+    outcome
+}
+
+/// The manifest of a pod with these labels and annotations, which are in YAML's flow style.
+pub fn manifest(namespace: &str, name: &str, labels: &str, annotations: &str, command: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata:\n  namespace: {namespace}\n  name: {name}\n  labels: {{ {labels} }}\n  \
+         annotations: {{ {annotations} }}\nspec: {}\n",
+        specification(command)
+    )
+}
+
+/// The specification of a pod, in flow style: a container of busybox that runs this in a shell. `$IPS` is the pod's addresses.
+pub fn specification(command: &str) -> String {
+    format!(
+        "{{ automountServiceAccountToken: false, terminationGracePeriodSeconds: 1, restartPolicy: Never, containers: [{{ \
+         name: app, image: docker.io/library/busybox, command: [sh, -c, '{command}'], \
+         env: [{{ name: IPS, valueFrom: {{ fieldRef: {{ fieldPath: status.podIPs }} }} }}] }}] }}"
+    )
+}
+
 /// A process of the pod, by this machine's numbers, from the pod's cgroup on its node.
 fn process(cluster: &Cluster, node: &str, uid: &str) -> Result<u32> {
-    let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]; // of cgroup v1 and v2
-    let node = hierarchies.map(|hierarchy| Path::new(hierarchy).join(format!("{}-{node}", cluster.name())));
-    let pod = format!("pod{uid}");
-    let folder = node.iter().find_map(|node| find(node, 3, &|name| name == pod.as_str()));
-    let folder = folder.with_context(|| format!("no cgroup {pod}"))?;
+    let folder = cgroup(cluster, "pids", node, &format!("pod{uid}"))?;
     let containers = fs::read_dir(&folder)?.flatten().map(|entry| entry.path().join("cgroup.procs"));
     let processes: String = containers.filter_map(|file| fs::read_to_string(file).ok()).collect();
     Ok(processes.lines().next().with_context(|| format!("no process in {}", folder.display()))?.parse()?)
+}
+
+/// A cgroup of a node by its name, in this hierarchy of cgroup v1 or in that of v2.
+fn cgroup(cluster: &Cluster, hierarchy: &str, node: &str, name: &str) -> Result<PathBuf> {
+    let hierarchies = [Path::new("/sys/fs/cgroup").join(hierarchy), PathBuf::from("/sys/fs/cgroup")];
+    let node = hierarchies.map(|hierarchy| hierarchy.join(format!("{}-{node}", cluster.name())));
+    node.iter().find_map(|node| find(node, 4, &|folder| folder == name)).with_context(|| format!("no cgroup {name}"))
 }
 
 /// Finds a folder by name, at most this many levels down.

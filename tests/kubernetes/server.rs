@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{Mutex, MutexGuard},
     thread,
     time::Duration,
 };
@@ -29,22 +30,60 @@ pub fn start(host: &Host, port: u16, first: First) -> Result<()> {
 }
 
 fn answer(mut client: &TcpStream, first: First) -> io::Result<()> {
+    let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let seen = Seen { from: plain(client.peer_addr()?).ip(), to: plain(client.local_addr()?) };
+    let answer = seen.answer();
+    let number = record(seen);
     if first == First::Echo {
         let mut back = client;
         return io::copy(&mut client, &mut back).map(drop);
     }
-    let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    let (peer, local) = (plain(client.peer_addr()?), plain(client.local_addr()?));
-    let mut said = [0; 4_096];
+    let mut said = vec![0; 4_096];
     let length = if first == First::Client { client.read(&mut said)? } else { 0 };
-    let answer = format!("from {} to {local}", peer.ip());
-    if said[..length].starts_with(b"GET ") {
+    said.truncate(length);
+    if said.starts_with(b"GET ") {
         write!(client, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len())?;
     }
     client.write_all(answer.as_bytes())?;
     client.shutdown(Shutdown::Write)?;
-    io::copy(&mut client, &mut io::sink())?;
+    let ended = io::copy(&mut client, &mut said);
+    records()[number].said = said;
+    ended.map(drop)
+}
+
+/// Answers datagrams to this address as long as this process lasts.
+pub fn start_udp(host: &Host, address: SocketAddr) -> Result<()> {
+    let socket = host.run(|| UdpSocket::bind(address))?;
+    thread::spawn(move || {
+        while let Ok((_, peer)) = socket.recv_from(&mut [0; 512]) {
+            let seen = Seen { from: peer.ip(), to: address };
+            _ = socket.send_to(seen.answer().as_bytes(), peer); // whoever has gone hears nothing
+            record(seen);
+        }
+    });
     Ok(())
+}
+
+/// A connection or a datagram that reached a server, in the order of their arrival.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub seen: Seen,
+    /// The bytes that the client sent, once it has ended the connection.
+    pub said: Vec<u8>,
+}
+
+static RECORDS: Mutex<Vec<Record>> = Mutex::new(Vec::new());
+
+/// Everything that reached a server so far.
+pub fn records() -> MutexGuard<'static, Vec<Record>> {
+    RECORDS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Adds a record and returns its index.
+fn record(seen: Seen) -> usize {
+    let mut records = records();
+    records.push(Record { seen, said: Vec::new() });
+    records.len() - 1
 }
 
 /// What a server saw.
@@ -52,6 +91,12 @@ fn answer(mut client: &TcpStream, first: First) -> io::Result<()> {
 pub struct Seen {
     pub from: IpAddr,
     pub to: SocketAddr,
+}
+
+impl Seen {
+    fn answer(&self) -> String {
+        format!("from {} to {}", self.from, self.to)
+    }
 }
 
 /// Connects from a host, says this, and reads what the server saw.
