@@ -16,7 +16,11 @@ fn the_filter_stands_in_the_passthrough_chains_and_no_others() -> Result<()> {
         for client in &cluster.clients {
             let chains = chains(cluster, client)?;
             let golden = golden()?;
-            ensure!(chains == golden, "{}: the chains differ from tests/data/kubernetes/chains:\n{chains}", client.name);
+            ensure!(
+                chains == golden,
+                "{}: the chains differ from tests/data/kubernetes/chains:\n{chains}",
+                client.name
+            );
         }
         Ok(())
     })

@@ -71,11 +71,16 @@ pub fn on_it(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
 impl Cluster {
     fn start() -> Result<Self> {
         let started = Instant::now();
-        let tools: PathBuf = env::var_os("SLUICE_CLUSTER_TOOLS").context("make test-mesh sets SLUICE_CLUSTER_TOOLS")?.into();
+        let tools: PathBuf =
+            env::var_os("SLUICE_CLUSTER_TOOLS").context("make test-mesh sets SLUICE_CLUSTER_TOOLS")?.into();
         let folder = testbed::root().join(format!("target/kubernetes/sluice-{}", process::id()));
         fs::create_dir_all(&folder)?;
         let mut command = Command::new("sh");
-        command.arg(testbed::root().join("tests/kubernetes/node/supervise.sh")).arg(&folder).arg(&tools).stdin(Stdio::piped());
+        command
+            .arg(testbed::root().join("tests/kubernetes/node/supervise.sh"))
+            .arg(&folder)
+            .arg(&tools)
+            .stdin(Stdio::piped());
         let supervisor = keeper::run(move || command.spawn())?;
         let outside = control_plane(&folder)?;
         let manifests = folder.join("istio");
@@ -94,7 +99,9 @@ impl Cluster {
         cluster.kubectl(&["apply", "--filename", "tests/data/kubernetes/dns.yaml"])?;
         cluster.eventually("the nodes", |cluster| {
             let nodes = list(&cluster.get(&["nodes"])?, "/items");
-            let ready = |node: &&Value| list(node, "/status/conditions").iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+            let ready = |node: &&Value| {
+                list(node, "/status/conditions").iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+            };
             ensure!(nodes.iter().filter(ready).count() == 2, "{nodes:?}");
             Ok(())
         })?;
@@ -103,7 +110,9 @@ impl Cluster {
         cluster.istioctl(&[&["install", "--skip-confirmation"], &install[..]].concat())?;
         step("Istio installed");
         cluster.eventually("Istio's webhooks", |cluster| {
-            cluster.kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/telemetry.yaml"]).map(drop)
+            cluster
+                .kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/telemetry.yaml"])
+                .map(drop)
         })?;
         for (port, first) in
             [(443, First::Client), (80, First::Client), (25, First::Server), (5432, First::Client), (7, First::Echo)]
@@ -143,7 +152,14 @@ impl Cluster {
             let Err(error) = attempt(self) else { return Ok(()) };
             if started.elapsed() > DEADLINE {
                 let pods = self.kubectl(&["get", "pods", "--all-namespaces", "--output", "wide"]).unwrap_or_default();
-                let warnings = ["get", "events", "--all-namespaces", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp"];
+                let warnings = [
+                    "get",
+                    "events",
+                    "--all-namespaces",
+                    "--field-selector",
+                    "type=Warning",
+                    "--sort-by=.lastTimestamp",
+                ];
                 let events = self.kubectl(&warnings).unwrap_or_default();
                 bail!("{what}: not within {DEADLINE:?}: {error:#}\n{pods}{}", crate::pod::tail(&events));
             }
@@ -182,7 +198,11 @@ impl Cluster {
 
     fn call_from(&self, host: &Host, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = host.command(&self.tools.join("bin").join(tool).to_string_lossy());
-        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder).current_dir(testbed::root());
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", &self.folder)
+            .current_dir(testbed::root());
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut stdin = process.stdin.take().context("a pipe")?;
         let input = input.to_owned();

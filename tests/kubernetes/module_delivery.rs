@@ -276,7 +276,10 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
             cluster.kubectl(&["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"])?;
             cluster.eventually("verify reads the table", |_| {
                 let (right, shown) = cluster.verify(None)?;
-                ensure!(!right && shown.contains("egress-router2.egress-routers.svc.cluster.local sends no PROXY"), "{shown}");
+                ensure!(
+                    !right && shown.contains("egress-router2.egress-routers.svc.cluster.local sends no PROXY"),
+                    "{shown}"
+                );
                 Ok(())
             })?;
 

@@ -31,7 +31,10 @@ impl Pod {
     pub fn started(cluster: &Cluster, object: Value) -> Result<Self> {
         let name = text(&object, "/metadata/name")?.to_owned();
         let node = text(&object, "/spec/nodeName").with_context(|| name.clone())?.to_owned();
-        let addresses = list(&object, "/status/podIPs").iter().map(|ip| Ok(text(ip, "/ip")?.parse()?)).collect::<Result<Vec<_>>>()?;
+        let addresses = list(&object, "/status/podIPs")
+            .iter()
+            .map(|ip| Ok(text(ip, "/ip")?.parse()?))
+            .collect::<Result<Vec<_>>>()?;
         ensure!(!addresses.is_empty(), "{name} has no address");
         let process = process(cluster, &node, text(&object, "/metadata/uid")?).with_context(|| name.clone())?;
         let namespace = text(&object, "/metadata/namespace")?.to_owned();
@@ -74,7 +77,8 @@ fn process(cluster: &Cluster, node: &str, uid: &str) -> Result<u32> {
 
 /// Finds a folder by name, at most this many levels down.
 fn find(folder: &Path, levels: usize, named: &dyn Fn(&OsStr) -> bool) -> Option<PathBuf> {
-    let folders: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let folders: Vec<PathBuf> =
+        fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     let here = folders.iter().find(|path| path.file_name().is_some_and(named)).cloned();
     here.or_else(|| folders.iter().filter(|_| levels > 1).find_map(|path| find(path, levels - 1, named)))
 }

@@ -182,9 +182,11 @@ fn versions_are_stated_in_one_place() {
     let image = format!("newTag: distroless-v{}\n", envoy.trim());
     let kustomization = "istio/egress-routers/common/kustomization.yaml"; // cannot read .envoy-version
     assert!(read(Path::new(kustomization)).contains(&image), "{kustomization} does not contain {image}");
-    for (version, home) in
-        [(envoy.trim(), ".envoy-version"), (channel, "rust-toolchain.toml"), (istio, "tests/kubernetes/tools/istio/go.mod")]
-    {
+    for (version, home) in [
+        (envoy.trim(), ".envoy-version"),
+        (channel, "rust-toolchain.toml"),
+        (istio, "tests/kubernetes/tools/istio/go.mod"),
+    ] {
         for path in files() {
             // Documents and results say which version was measured; lists of dependencies contain all versions.
             let listed = ["md", "lock", "mod", "sum"];

@@ -107,11 +107,19 @@ pub fn build(sh: &Shell, programs: &Path, kubernetes: &Path, envoy: &Path, folde
         root.archive(&archive)?;
         let reference = format!("{}/{name}", registry.address);
         cmd!(sh, "{crane} append --oci-empty-base --new_layer {archive} --new_tag {reference}")
-            .quiet().ignore_stdout().ignore_stderr().run()?;
+            .quiet()
+            .ignore_stdout()
+            .ignore_stderr()
+            .run()?;
         let platform = format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        cmd!(sh, "{crane} mutate {reference} --set-platform {platform} --env {path} --user {user} --entrypoint").arg(command.join(","))
-            .args(["--tag", &reference]).quiet().ignore_stdout().ignore_stderr().run()?;
+        cmd!(sh, "{crane} mutate {reference} --set-platform {platform} --env {path} --user {user} --entrypoint")
+            .arg(command.join(","))
+            .args(["--tag", &reference])
+            .quiet()
+            .ignore_stdout()
+            .ignore_stderr()
+            .run()?;
         println!("  {name}");
         Ok(())
     };

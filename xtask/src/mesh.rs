@@ -20,7 +20,17 @@ const GO: &str = "1.26.6";
 
 /// Programs that come from Debian's packages.
 const PROGRAMS: [&str; 11] = [
-    "busybox", "cc", "containerd", "docker-registry", "etcd", "ip6tables", "iptables", "nft", "openssl", "runc", "xtables-nft-multi",
+    "busybox",
+    "cc",
+    "containerd",
+    "docker-registry",
+    "etcd",
+    "ip6tables",
+    "iptables",
+    "nft",
+    "openssl",
+    "runc",
+    "xtables-nft-multi",
 ];
 
 /// Runs the tests, also the slow ones if `full`. If they cannot run here, lists them as skipped with the reason.

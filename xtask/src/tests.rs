@@ -67,7 +67,12 @@ pub fn docker() -> Result<()> {
 
 /// Runs the tests of a target with these arguments, such as a part of their names, or lists them as skipped if there is a
 /// hindrance. Returns how many were skipped.
-pub fn target(name: &str, arguments: &[&str], hindrance: Option<&str>, environment: &[(&str, OsString)]) -> Result<usize> {
+pub fn target(
+    name: &str,
+    arguments: &[&str],
+    hindrance: Option<&str>,
+    environment: &[(&str, OsString)],
+) -> Result<usize> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
     let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", name, "--"]).args(arguments);
