@@ -21,6 +21,7 @@ mod pod;
 mod server;
 mod shipped;
 mod sidecar;
+mod verify;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;
