@@ -14,6 +14,7 @@ mod chains;
 mod cluster;
 mod connections;
 mod declared_externals;
+mod disruptions;
 mod keeper;
 mod manifests;
 mod module_delivery;
