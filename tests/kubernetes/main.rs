@@ -22,6 +22,7 @@ mod pod;
 mod server;
 mod shipped;
 mod sidecar;
+mod tenants;
 mod verify;
 
 #[path = "../common/client_hello.rs"]

@@ -181,7 +181,7 @@ fn an_image_that_is_not_what_its_digest_says_is_refused() -> Result<()> {
 }
 
 /// Edits the one line that says which way the module comes.
-fn deliver_by(cluster: &Cluster, component: &str) -> Result<()> {
+pub fn deliver_by(cluster: &Cluster, component: &str) -> Result<()> {
     cluster.edit("module/kustomization.yaml", "  - ", component)
 }
 
