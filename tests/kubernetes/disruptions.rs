@@ -180,18 +180,20 @@ fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<(
         for router in ROUTERS {
             let pods = cluster.pods(ROUTERS_NAMESPACE, &format!("app={router}"))?;
             ensure!(pods.len() == 2, "{} pods of {router}", pods.len());
-            let (watched, refused) = watching(cluster, || {
+            let (watched, (refused, budget)) = watching(cluster, || {
                 evict(cluster, &pods[0], false)?;
                 let refused = evict(cluster, &pods[1], false);
+                // kubectl does not print the budget's name, which the answer has.
+                let budget = cluster.get(&["--namespace", ROUTERS_NAMESPACE, "poddisruptionbudget", router])?;
                 cluster.rolled_out(ROUTERS_NAMESPACE, router)?;
-                Ok(refused)
+                Ok((refused, budget))
             })?;
             let refused =
                 format!("{:#}", refused.err().with_context(|| format!("both pods of {router} were evicted"))?);
-            println!("{router}: {refused}");
-            for told in ["(TooManyRequests)", "would violate the pod's disruption budget", router] {
+            for told in ["(TooManyRequests)", "would violate the pod's disruption budget"] {
                 ensure!(refused.contains(told), "{told:?}: {refused}");
             }
+            ensure!(budget["status"]["disruptionsAllowed"] == 0, "{budget}");
             ensure!(watched.fewest == Some(1), "{:?}", watched.ready);
             // With a new pod, the other one may go.
             cluster.eventually("an eviction that is granted", |_| evict(cluster, &pods[1], true).map(drop))?;

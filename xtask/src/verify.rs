@@ -236,8 +236,10 @@ impl Sidecar {
     }
 
     fn listeners(&self) -> Vec<Value> {
+        // A listener waits, in warming, until its filter has a configuration.
+        let state = |one: Value| ["active_state", "warming_state"].iter().find_map(|state| one.get(*state).cloned());
         let listeners =
-            self.section("dynamic_listeners").into_iter().map(|one| one["active_state"]["listener"].clone());
+            self.section("dynamic_listeners").into_iter().filter_map(state).map(|state| state["listener"].clone());
         listeners.filter(|listener| listener["traffic_direction"] == "OUTBOUND").collect()
     }
 
