@@ -14,7 +14,10 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -55,15 +58,19 @@ fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(W
     let watch = ["get", "pods", "--namespace", ROUTERS_NAMESPACE, "--watch", "--output-watch-events", "--output=json"];
     let mut watcher = cluster.spawn_kubectl(&watch)?;
     let events = watcher.stdout.take().context("a pipe")?;
+    let (complete, begins) = mpsc::channel();
     thread::scope(|scope| {
         let heard = scope.spawn(move || {
             let mut watched = Watched::default();
-            serde_json::Deserializer::from_reader(events)
-                .into_iter::<Value>()
-                .flatten()
-                .for_each(|event| watched.hear(&event));
+            for event in serde_json::Deserializer::from_reader(events).into_iter::<Value>().flatten() {
+                watched.hear(&event);
+                if watched.fewest.is_some() {
+                    _ = complete.send(()); // heard once
+                }
+            }
             watched
         });
+        _ = begins.recv_timeout(DEADLINE); // else nothing is the fewest, which no test expects
         let done = work();
         thread::sleep(Duration::from_secs(1)); // the last events
         watcher.kill()?;
