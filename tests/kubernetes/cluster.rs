@@ -166,9 +166,7 @@ impl Cluster {
         cluster.rolled_out("egress-routers", "egress-router1")?;
         cluster.rolled_out("egress-routers", "egress-router2")?;
         cluster.rolled_out("default", "backend")?;
-        for port in [80, 5432] {
-            server::start(&cluster.backend()?.host, port, First::Client)?;
-        }
+        cluster.serve_backend()?;
         cluster.roll_clients_out()?;
         step("shipped manifests rolled out");
         cluster.clients.iter().try_for_each(expect_istio)?;
@@ -237,13 +235,21 @@ impl Cluster {
         self.call_from(&self.outside, tool, arguments, input)
     }
 
-    fn call_from(&self, host: &Host, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
+    /// A kubectl that prints until it is ended.
+    pub fn spawn_kubectl(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = self.command(&self.outside, "kubectl");
+        Ok(command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+    }
+
+    fn command(&self, host: &Host, tool: &str) -> Command {
         let mut command = host.command(&self.tools.join("bin").join(tool).to_string_lossy());
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder).current_dir(testbed::root());
         command
-            .args(arguments)
-            .env("KUBECONFIG", self.kubeconfig())
-            .env("HOME", &self.folder)
-            .current_dir(testbed::root());
+    }
+
+    fn call_from(&self, host: &Host, tool: &str, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = self.command(host, tool);
+        command.args(arguments);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut stdin = process.stdin.take().context("a pipe")?;
         let input = input.to_owned();

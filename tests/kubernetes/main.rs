@@ -14,6 +14,7 @@ mod chains;
 mod cluster;
 mod connections;
 mod declared_externals;
+mod disruptions;
 mod istiod;
 mod keeper;
 mod lifetime;
@@ -25,6 +26,8 @@ mod server;
 mod shipped;
 mod sidecar;
 mod sidecars;
+mod tenants;
+mod verify;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;

@@ -1,9 +1,8 @@
-//! The manifests, and what `make verify` says about them.
+//! The manifests.
 
 use crate::{
     cluster::on_it,
-    outside,
-    shipped::{SETTINGS, expected_router},
+    shipped::SETTINGS,
     sidecar::{admin, stats},
 };
 use anyhow::{Context, Result, ensure};
@@ -86,47 +85,5 @@ fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() ->
             ensure!(count(text) == times, "{text:?} {} times, not {times}:\n{}", count(text), made.join("\n---\n"));
         }
         Ok(())
-    })
-}
-
-#[test]
-fn verify_shows_where_connections_leave_and_what_is_wrong() -> Result<()> {
-    on_it(|cluster| {
-        let to = outside(0, 25);
-        let (right, shown) = cluster.verify(Some(&to.to_string()))?;
-        ensure!(right, "{shown}");
-        for client in &cluster.clients {
-            let egress = expected_router(client.addresses[0]);
-            let row = |line: &str| {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                words == [&client.addresses[0].to_string(), egress, &to.to_string()]
-            };
-            ensure!(shown.lines().any(row), "{} {egress} {to}:\n{shown}", client.addresses[0]);
-        }
-        for listener in ["0.0.0.0_15010", "0.0.0.0_15014"] {
-            let told = format!("  not covered: plain HTTP to the outside on {listener}\n");
-            ensure!(shown.contains(&told), "{listener}:\n{shown}");
-        }
-        println!("{shown}");
-        cluster.kubectl(&["delete", "envoyfilter", "sluice-passthrough"])?;
-        cluster.kubectl(&["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"])?;
-        let told = cluster.eventually("what is wrong", |_| {
-            let (right, shown) = cluster.verify(None)?;
-            for what in [
-                "the filter is not in virtualOutbound virtualOutbound-catchall-tcp",
-                "the cluster outbound|8081||egress-router2.egress-routers.svc.cluster.local sends no PROXY header",
-            ] {
-                let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
-                ensure!(!right && told == cluster.clients.len(), "{what:?}:\n{shown}");
-            }
-            Ok(())
-        });
-        cluster.apply()?;
-        cluster.eventually("that all is right again", |_| {
-            let (right, shown) = cluster.verify(None)?;
-            ensure!(right, "{shown}");
-            Ok(())
-        })?;
-        told
     })
 }

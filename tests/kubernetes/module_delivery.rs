@@ -93,7 +93,7 @@ fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
 }
 
 /// A connection that lasts.
-fn echo(host: &Host) -> Result<TcpStream> {
+pub fn echo(host: &Host) -> Result<TcpStream> {
     let to = outside(0, 7);
     let mut stream = host.run(|| TcpStream::connect(to))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -102,7 +102,7 @@ fn echo(host: &Host) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn still_there(stream: &mut TcpStream) -> Result<()> {
+pub fn still_there(stream: &mut TcpStream) -> Result<()> {
     let mut heard = [0; 4];
     stream.write_all(b"ping")?;
     stream.read_exact(&mut heard)?;
@@ -189,8 +189,8 @@ pub fn deliver_by(cluster: &Cluster, component: &str) -> Result<()> {
 }
 
 /// Serves this file to whoever asks for whatever.
-fn web_server(host: &Host, file: Vec<u8>) -> Result<()> {
-    let listener = host.run(|| TcpListener::bind(("0.0.0.0", 8000)))?;
+pub fn web_server(host: &Host, port: u16, file: Vec<u8>) -> Result<()> {
+    let listener = host.run(|| TcpListener::bind(("0.0.0.0", port)))?;
     thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", file.len());
@@ -206,7 +206,7 @@ fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
     on_it(|cluster| {
         restoring(cluster, |cluster| {
             let module = testbed::root().join(testbed::DIST);
-            web_server(&cluster.outside, fs::read(&module)?)?;
+            web_server(&cluster.outside, 8000, fs::read(&module)?)?;
             let sum = std::process::Command::new("sha256sum").arg(&module).output()?;
             let sum = String::from_utf8(sum.stdout)?[..64].to_owned();
             let host = REGISTRY.split(':').next().context("a host")?;

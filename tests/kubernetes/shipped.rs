@@ -3,7 +3,7 @@
 use crate::{
     cluster::{Cluster, REGISTRY},
     pod::{self, Pod},
-    server::{self, Seen},
+    server::{self, First, Seen},
     sidecar::extension,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -105,6 +105,12 @@ impl Cluster {
     /// The pod of the service `backend`.
     pub fn backend(&self) -> Result<Pod> {
         self.pods("default", "app=backend")?.pop().context("no pod of the backend")
+    }
+
+    /// Starts the servers of the pod that the service `backend` has now.
+    pub fn serve_backend(&self) -> Result<()> {
+        let host = self.backend()?.host;
+        [80, 5432].iter().try_for_each(|port| server::start(&host, *port, First::Client))
     }
 
     /// The routers' pods.

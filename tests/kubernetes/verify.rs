@@ -1,0 +1,369 @@
+//! What `make verify` says, by the kubelets' exec and logs: that all is well, and each fault, made one by one.
+
+use crate::{
+    cluster::{Cluster, on_it},
+    module_delivery::restoring,
+    outside,
+    pod::Pod,
+    shipped::{SETTINGS, expected_router},
+};
+use anyhow::{Context, Result, ensure};
+use std::{fs, time::Duration, time::Instant};
+
+/// A fault: how it is made, by kubectl and what it reads, and what verify says of each client, nothing else.
+struct Fault {
+    kubectl: &'static [&'static str],
+    input: &'static str,
+    told: &'static [&'static str],
+}
+
+const TABLE: &str = "/spec/configPatches/0/patch/value/typed_config/config/configuration/value";
+
+/// In the blackhole chain, where no filter of ours belongs.
+const BLACKHOLE: &str = r#"
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: { name: tried, namespace: default }
+spec:
+  priority: 20
+  workloadSelector: { labels: { egress: sluice } }
+  configPatches:
+    - applyTo: NETWORK_FILTER
+      match:
+        context: SIDECAR_OUTBOUND
+        listener: { filterChain: { name: virtualOutbound-blackhole, filter: { name: envoy.filters.network.tcp_proxy } } }
+      patch:
+        operation: INSERT_BEFORE
+        value:
+          name: sluice
+          config_discovery:
+            config_source: { ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3 }
+            type_urls: [type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm]
+"#;
+
+/// A listener that Envoy rejects, as its filter is not in any Envoy.
+const REJECTED: &str = r#"
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: { name: tried, namespace: default }
+spec:
+  priority: 30
+  workloadSelector: { labels: { egress: sluice } }
+  configPatches:
+    - applyTo: NETWORK_FILTER
+      match:
+        context: SIDECAR_OUTBOUND
+        listener: { filterChain: { name: virtualOutbound-catchall-tcp, filter: { name: envoy.filters.network.tcp_proxy } } }
+      patch:
+        operation: INSERT_BEFORE
+        value: { name: tried, typed_config: { "@type": type.googleapis.com/google.protobuf.StringValue, value: tried } }
+"#;
+
+const UNMESHED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: tried, namespace: default, labels: { egress: sluice, sidecar.istio.io/inject: "false" } }
+spec:
+  terminationGracePeriodSeconds: 0
+  automountServiceAccountToken: false
+  containers: [{ name: tried, image: docker.io/library/busybox, command: [sleep, infinity] }]
+"#;
+
+fn patch(path: &str, value: &str) -> String {
+    format!(r#"[{{"op": "replace", "path": "{TABLE}{path}", "value": {value}}}]"#)
+}
+
+/// The lines of verify that begin with WRONG and name this pod.
+fn wrong_of<'a>(shown: &'a str, pod: &str) -> Vec<&'a str> {
+    let begin = format!("WRONG: {pod}: ");
+    shown.lines().filter_map(|line| line.strip_prefix(&begin)).collect()
+}
+
+/// Expects verify to say of each client what is told and nothing else.
+fn expect_told(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
+    cluster.eventually(what, |_| {
+        let (right, shown) = cluster.verify(None)?;
+        for client in &cluster.clients {
+            let wrong = wrong_of(&shown, &client.name);
+            let said =
+                wrong.len() == told.len() && told.iter().all(|what| wrong.iter().any(|line| line.contains(what)));
+            ensure!(said && right == told.is_empty(), "{}: not {told:?}:\n{shown}", client.name);
+        }
+        Ok(())
+    })
+}
+
+/// Makes each fault, expects verify to name it, and puts the manifests back.
+fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
+    for fault in faults {
+        let started = Instant::now();
+        cluster.kubectl_with(fault.kubectl, fault.input)?;
+        let outcome = expect_told(cluster, &fault.kubectl.join(" "), fault.told);
+        if !fault.input.is_empty() {
+            cluster.kubectl_with(&["delete", "--filename", "-"], fault.input)?;
+        }
+        cluster.apply()?;
+        println!("{:.1} s: {}", started.elapsed().as_secs_f32(), fault.kubectl.join(" "));
+        outcome?;
+    }
+    expect_told(cluster, "that all is right again", &[])
+}
+
+const APPLY: &[&str] = &["apply", "--filename", "-"];
+
+#[test]
+fn verify_shows_where_connections_leave() -> Result<()> {
+    on_it(|cluster| {
+        for family in [0, 1] {
+            let to = outside(family, 25);
+            let (right, shown) = cluster.verify(Some(&to.to_string()))?;
+            ensure!(right, "{shown}");
+            for client in &cluster.clients {
+                let source = client.source(to.ip());
+                let row = [&source.to_string(), expected_router(source), &to.to_string()];
+                ensure!(shown.lines().any(|line| line.split_whitespace().eq(row)), "{row:?}:\n{shown}");
+            }
+            for listener in ["0.0.0.0_15010", "0.0.0.0_15014"] {
+                let told = format!("  not covered: plain HTTP to the outside on {listener}\n");
+                ensure!(shown.contains(&told), "{listener}:\n{shown}");
+            }
+            ensure!(!shown.contains("0.0.0.0_80"), "{shown}");
+            println!("{shown}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn verify_names_each_fault_of_the_manifests() -> Result<()> {
+    on_it(|cluster| {
+        expect_faults(
+            cluster,
+            &[
+                Fault {
+                    kubectl: &["delete", "envoyfilter", "sluice-passthrough"],
+                    input: "",
+                    told: &[
+                        "the filter is not in virtualOutbound virtualOutbound-catchall-tcp: passthrough.yaml does not reach it",
+                        "the filter is not in 0.0.0.0_80 PassthroughFilterChain",
+                        "the filter is not in 0.0.0.0_15010 PassthroughFilterChain",
+                        "the filter is not in 0.0.0.0_15014 PassthroughFilterChain",
+                    ],
+                },
+                Fault { kubectl: APPLY, input: BLACKHOLE, told: &["the filter is in virtualOutbound-blackhole"] },
+                Fault {
+                    kubectl: &["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"],
+                    input: "",
+                    told: &[
+                        "the cluster outbound|8080||egress-router2.egress-routers.svc.cluster.local sends no PROXY header",
+                        "the cluster outbound|8081||egress-router2.egress-routers.svc.cluster.local sends no PROXY header",
+                    ],
+                },
+            ],
+        )
+    })
+}
+
+#[test]
+fn verify_names_each_fault_of_the_table() -> Result<()> {
+    on_it(|cluster| {
+        let patched = |path: &str, value: &str, told: &str| -> Result<()> {
+            let patch = patch(path, value);
+            cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", &patch])?;
+            let outcome = expect_told(cluster, path, &[told]);
+            cluster.apply()?;
+            outcome
+        };
+        let outcome = patched(
+            "/otherwise",
+            r#""refuse""#,
+            "Envoy rejected the filter of sluice.yaml: otherwise: \"refuse\", expected one of: continue deny",
+        )
+        .and_then(|()| {
+            patched(
+                "/routes/1/clusters/0",
+                r#""outbound|8081||nowhere""#,
+                "there is no cluster outbound|8081||nowhere: connections to it fail",
+            )
+        });
+        outcome.and(expect_told(cluster, "that all is right again", &[]))
+    })
+}
+
+#[test]
+fn verify_names_a_pod_without_a_sidecar() -> Result<()> {
+    on_it(|cluster| {
+        cluster.kubectl_with(APPLY, UNMESHED)?;
+        let outcome = cluster.eventually("the pod without a sidecar", |_| {
+            let (right, shown) = cluster.verify(None)?;
+            let wrong: Vec<&str> = shown.lines().filter(|line| line.starts_with("WRONG: ")).collect();
+            ensure!(
+                !right && wrong == ["WRONG: tried: no container istio-proxy: without a sidecar there is no filter"],
+                "{shown}"
+            );
+            Ok(())
+        });
+        cluster.kubectl_with(&["delete", "--filename", "-"], UNMESHED)?;
+        outcome
+    })
+}
+
+#[test]
+fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
+    on_it(|cluster| {
+        cluster.kubectl(&["delete", "envoyfilter", "sluice-port-80"])?;
+        let outcome = cluster.eventually("port 80", |_| {
+            let (right, shown) = cluster.verify(None)?;
+            let told =
+                shown.lines().filter(|line| *line == "  not covered: plain HTTP to the outside on 0.0.0.0_80").count();
+            ensure!(right && told == cluster.clients.len(), "{shown}");
+            Ok(())
+        });
+        cluster.apply()?;
+        cluster.eventually("that port 80 is covered again", |_| {
+            let (_, shown) = cluster.verify(None)?;
+            ensure!(!shown.contains("0.0.0.0_80"), "{shown}");
+            Ok(())
+        })?;
+        outcome
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
+    on_it(|cluster| {
+        let router = expected_router(cluster.clients[0].addresses[0]);
+        let scale = |replicas: &str| {
+            let deployment = format!("deployment/{router}");
+            cluster.kubectl(&["scale", "--namespace=egress-routers", &deployment, &format!("--replicas={replicas}")])
+        };
+        // A connection that a router has logged just before must not hide it.
+        let to = outside(0, 25).to_string();
+        let (right, shown) = cluster.verify(Some(&to))?;
+        ensure!(right, "{shown}");
+        scale("0")?;
+        let outcome = cluster.eventually("no router", |_| {
+            let (right, shown) = cluster.verify(Some(&to))?;
+            let told = format!("its connection to {to} is not in the routers' logs");
+            ensure!(!right && wrong_of(&shown, &cluster.clients[0].name) == [told.as_str()], "{shown}");
+            ensure!(wrong_of(&shown, &cluster.clients[1].name).is_empty(), "{shown}");
+            Ok(())
+        });
+        scale("2")?;
+        cluster.rolled_out("egress-routers", router)?;
+        outcome
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
+    on_it(|cluster| {
+        let told = "no filter sluice: no sluice.yaml of the namespace default selects this pod's labels";
+        restoring(cluster, |cluster| {
+            cluster.kubectl(&["delete", "envoyfilter", "sluice"])?;
+            cluster.replace_clients()?;
+            expect_told(cluster, "sluice.yaml deleted", &[told])?;
+            cluster.apply()?;
+            expect_told(cluster, "sluice.yaml applied", &[])?;
+            let selector =
+                r#"[{"op": "replace", "path": "/spec/workloadSelector/labels", "value": {"egress": "other"}}]"#;
+            cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", selector])?;
+            cluster.replace_clients()?;
+            expect_told(cluster, "another selector", &[told])
+        })
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()> {
+    on_it(|cluster| {
+        let (_, digest) = cluster.module.split_once('@').context("a digest")?;
+        let told = format!(
+            "the module could not be fetched: oci://10.88.0.5:5000/sluice@{digest}: could not fetch Wasm OCI image"
+        );
+        let hint = "check `module` in settings.yaml, and that a rule of its directEgress admits the module's server and port; then restart the pod";
+        restoring(cluster, |cluster| {
+            // The settings as shipped but for the module.
+            fs::copy(testbed::root().join("istio").join(SETTINGS), cluster.manifests.join(SETTINGS))?;
+            cluster.edit(SETTINGS, "  module: ", &cluster.module)?;
+            cluster.apply()?;
+            cluster.replace_clients()?;
+            expect_told(cluster, "no registry", &[&told])?;
+            expect_told(cluster, "the hint", &[hint])?;
+            // Sidecars that gave up do not try again before istiod sends them something new.
+            cluster.fresh_manifests()?;
+            cluster.apply()?;
+            cluster.replace_clients()
+        })
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_forgets_a_module_that_is_not_wanted_any_more() -> Result<()> {
+    on_it(|cluster| {
+        let reference = format!("oci://10.88.0.5:5000/sluice@sha256:{}", "1".repeat(64));
+        let outcome = cluster.edit(SETTINGS, "  module: ", &reference).and_then(|()| cluster.apply()).and_then(|_| {
+            expect_told(cluster, "no such module", &[&format!("the module could not be fetched: {reference}: ")])
+        });
+        cluster.fresh_manifests()?;
+        cluster.apply()?;
+        expect_told(cluster, "that all is right again", &[])?;
+        outcome
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
+    on_it(|cluster| {
+        restoring(cluster, |cluster| {
+            let told = &["Envoy rejected the listener virtualOutbound: "];
+            let outcome = expect_faults(cluster, &[Fault { kubectl: APPLY, input: REJECTED, told }]);
+            cluster.replace_clients()?; // their Envoys have counted it
+            outcome
+        })
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_ends_if_a_sidecar_hangs_and_checks_the_others() -> Result<()> {
+    on_it(|cluster| {
+        let hung = &cluster.clients[0];
+        let process = envoy(hung)?;
+        signal("STOP", process)?;
+        let started = Instant::now();
+        let outcome = cluster.verify(None);
+        let elapsed = started.elapsed();
+        signal("CONT", process)?;
+        let (right, shown) = outcome?;
+        println!("{elapsed:?}:\n{shown}");
+        ensure!(elapsed < Duration::from_secs(60), "{elapsed:?}");
+        let wrong = wrong_of(&shown, &hung.name);
+        ensure!(!right && wrong.len() == 1 && wrong[0].starts_with("no answer within 30s: kubectl exec "), "{shown}");
+        ensure!(wrong_of(&shown, &cluster.clients[1].name).is_empty(), "{shown}");
+        cluster.rolled_out("default", "client")?;
+        expect_told(cluster, "that it answers again", &[])
+    })
+}
+
+fn signal(name: &str, process: u32) -> Result<()> {
+    let done = std::process::Command::new("kill").args([format!("-{name}"), process.to_string()]).status()?;
+    ensure!(done.success(), "kill: {done}");
+    Ok(())
+}
+
+/// The Envoy in a pod's network.
+fn envoy(pod: &Pod) -> Result<u32> {
+    let network = pod.host.run(|| fs::read_link("/proc/thread-self/ns/net"))?;
+    let processes = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let of_pod = |id: &u32| {
+        fs::read_link(format!("/proc/{id}/ns/net")).is_ok_and(|link| link == network)
+            && fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "envoy")
+    };
+    processes.into_iter().find(of_pod).context("no Envoy")
+}
