@@ -100,7 +100,11 @@ static CLUSTER: LazyLock<Mutex<Result<Cluster, String>>> =
 /// Runs a test alone on the cluster that all tests share. The test leaves it as it found it.
 pub fn on_it(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let mut cluster = CLUSTER.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    test(cluster.as_mut().map_err(|error| anyhow!("the cluster did not start: {error}"))?)
+    let cluster = cluster.as_mut().map_err(|error| anyhow!("the cluster did not start: {error}"))?;
+    let started = Instant::now();
+    let outcome = test(cluster);
+    println!("{:.0} s", started.elapsed().as_secs_f32());
+    outcome
 }
 
 impl Cluster {

@@ -154,6 +154,7 @@ fn seconds(timestamp: &str) -> Result<u32> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn a_job_ends_with_a_native_sidecar_and_with_a_classic_one_that_it_stops() -> Result<()> {
     on_it(|cluster| {
         let classic = format!("{CLASSIC}, {HOLD}");
