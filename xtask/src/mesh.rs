@@ -110,6 +110,8 @@ fn tools(sh: &Shell, root: &Path, envoy: &Path, previous: bool) -> Result<PathBu
     let go = go(sh, root)?;
     let sources = |module: &str, dependency: &str| -> Result<PathBuf> {
         let (module, format) = (root.join(TOOLS).join(module), "{{.Dir}}");
+        // Without the download, the folder is empty on a machine that has not built the module before.
+        cmd!(sh, "{go} -C {module} mod download {dependency}").env("GOFLAGS", "").quiet().run()?;
         Ok(cmd!(sh, "{go} -C {module} list -m -f {format} {dependency}").env("GOFLAGS", "").quiet().read()?.into())
     };
     // Everything is built under another name and renamed at the end, so that an interrupted build is not taken for a finished one.
