@@ -1,0 +1,375 @@
+//! The egress routers: who serves as one, with which certificate, lists and draining.
+
+use super::{
+    kubectl::{admin, admin_json, kubectl, list, name, namespace, pods},
+    say,
+};
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+const LABELS: &str = "app in (egress-router1,egress-router2)";
+
+/// The routers' pods of a cluster.
+pub struct Routers {
+    namespace: String,
+    /// Those that run in the routers' namespace.
+    pub pods: Vec<Value>,
+    /// Those of other namespaces that have a router's label.
+    squatters: Vec<Value>,
+    /// The identities in the certificates that each router presents, by its `app` label. Empty if it could not be asked.
+    presented: BTreeMap<String, BTreeSet<String>>,
+    /// What is wrong with the certificates.
+    certificates: Vec<String>,
+}
+
+/// The lists of an Envoy configuration that decide who is admitted and where to: `listener: list` and its entries, CIDRs or
+/// identities.
+type Lists = BTreeMap<String, BTreeSet<String>>;
+
+impl Routers {
+    /// Finds the routers' pods and asks them for their certificates.
+    pub fn of(namespace: &str) -> Result<Self> {
+        let (pods, squatters): (Vec<Value>, Vec<Value>) =
+            pods(LABELS)?.into_iter().partition(|pod| pod["metadata"]["namespace"] == namespace);
+        let pods: Vec<Value> = pods.into_iter().filter(|pod| pod["status"]["phase"] == "Running").collect();
+        let (mut presented, mut certificates) = (BTreeMap::<_, BTreeSet<_>>::new(), Vec::new());
+        for pod in &pods {
+            match Certificate::of(pod) {
+                Ok(found) => {
+                    for certificate in found {
+                        certificates.extend(certificate.wrong(name(pod)?, Timestamp::now()));
+                        presented.entry(app(pod)).or_default().extend(certificate.identities);
+                    }
+                }
+                Err(error) => certificates.push(format!("{}: {error:#}", name(pod)?)),
+            }
+        }
+        Ok(Self { namespace: namespace.to_owned(), pods, squatters, presented, certificates })
+    }
+
+    /// Returns what is wrong with the routers. Their lists should be those of this folder of manifests.
+    pub fn wrong(&self, manifests: &str) -> Vec<String> {
+        let mut wrong = self.certificates.clone();
+        if self.pods.is_empty() {
+            wrong.push(format!(
+                "no pod of the namespace {} has the labels {LABELS}: no egress router runs",
+                self.namespace
+            ));
+        }
+        for pod in &self.squatters {
+            wrong.push(format!(
+                "{}/{} has the label of a router, app={}, but the routers' namespace is {}",
+                pod["metadata"]["namespace"].as_str().unwrap_or_default(),
+                pod["metadata"]["name"].as_str().unwrap_or_default(),
+                app(pod),
+                self.namespace
+            ));
+        }
+        let expected = if self.pods.is_empty() { Ok(BTreeMap::new()) } else { expected_lists(manifests) };
+        if let Err(error) = &expected {
+            wrong.push(format!("cannot tell which lists the routers should have: {error:#}"));
+        }
+        for pod in &self.pods {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            wrong.extend(pod_wrong(pod).into_iter().map(|what| format!("{name}: {what}")));
+            let Ok(expected) = &expected else { continue };
+            match running_lists(pod) {
+                Ok(running) => wrong.extend(
+                    differences(expected.get(&app(pod)).unwrap_or(&Lists::new()), &running, manifests)
+                        .into_iter()
+                        .map(|what| format!("{name}: {what}")),
+                ),
+                Err(error) => wrong.push(format!("{name}: {error:#}")),
+            }
+        }
+        wrong
+    }
+
+    /// Says why connections to a cluster fail, if the router presents none of the identities that the sidecar expects.
+    pub fn mistrusted_by(&self, cluster: &str, expected: &BTreeSet<String>) -> Option<String> {
+        // outbound|PORT||SERVICE.NAMESPACE.svc.DOMAIN, where the service has the router's name
+        let router = cluster.rsplit('|').next()?.split('.').next()?;
+        let presented = self.presented.get(router)?;
+        if expected.is_empty() {
+            return Some(format!(
+                "the cluster {cluster} accepts a router of any identity: its DestinationRule names none"
+            ));
+        }
+        let list = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>().join(" ");
+        (expected.is_disjoint(presented)).then(|| {
+            format!(
+                "the cluster {cluster} expects the identity {}, but the router presents {}: its connections fail",
+                list(expected),
+                list(presented)
+            )
+        })
+    }
+}
+
+/// A router's name, which is the value of its label `app`.
+fn app(pod: &Value) -> String {
+    pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What is wrong with the specification of a router's pod.
+fn pod_wrong(pod: &Value) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let (spec, app) = (&pod["spec"], app(pod));
+    let account = spec["serviceAccountName"].as_str().unwrap_or_default();
+    if account != app {
+        wrong.push(format!("it has the label app={app}, but the service account {account}: it is not a router, and takes connections from one"));
+    }
+    let containers = list(&spec["containers"]);
+    let envoy = containers.iter().find(|container| container["name"] == "envoy");
+    let sleep = envoy.and_then(|envoy| envoy.pointer("/lifecycle/preStop/sleep/seconds")?.as_u64());
+    let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
+    match sleep {
+        None => wrong
+            .push("it does not drain: its container envoy has no preStop.sleep, so a restart cuts connections".into()),
+        Some(sleep) if sleep >= grace => wrong.push(format!(
+            "it is killed while it drains: preStop.sleep is {sleep} s and terminationGracePeriodSeconds {grace}"
+        )),
+        Some(_) => {}
+    }
+    wrong
+}
+
+/// The container that has pilot-agent, which fetches the certificates.
+fn agent(pod: &Value) -> Result<String> {
+    let containers = [list(&pod["spec"]["initContainers"]), list(&pod["spec"]["containers"])].concat();
+    let has = |container: &&Value| list(&container["env"]).iter().any(|variable| variable["name"] == "OUTPUT_CERTS");
+    let found = containers.iter().find(has).and_then(|container| container["name"].as_str());
+    Ok(found.context("no container writes certificates (OUTPUT_CERTS): it cannot authenticate")?.to_owned())
+}
+
+/// A certificate that a router presents.
+struct Certificate {
+    identities: BTreeSet<String>,
+    expires: Timestamp,
+}
+
+impl Certificate {
+    fn of(pod: &Value) -> Result<Vec<Self>> {
+        let answer = admin_json(pod, &agent(pod)?, "certs")?;
+        let chain = list(&answer["certificates"]).iter().flat_map(|one| list(&one["cert_chain"])).collect::<Vec<_>>();
+        ensure!(!chain.is_empty(), "it has no certificate");
+        // The intermediate certificates of a chain have no identity.
+        let leaf = |one: &&Value| list(&one["subject_alt_names"]).iter().any(|name| name["uri"].is_string());
+        chain.iter().filter(leaf).map(Self::read).collect()
+    }
+
+    fn read(entry: &Value) -> Result<Self> {
+        let names = list(&entry["subject_alt_names"]);
+        let identities = names.iter().filter_map(|name| Some(name["uri"].as_str()?.to_owned())).collect();
+        let expires = entry["expiration_time"].as_str().context("a certificate without expiration_time")?.parse()?;
+        Ok(Self { identities, expires })
+    }
+
+    fn wrong(&self, pod: &str, now: Timestamp) -> Option<String> {
+        (self.expires <= now)
+            .then(|| format!("{pod}: its certificate expired at {}: all its connections fail", self.expires))
+    }
+}
+
+/// The lists with which a router's Envoy runs. Prints who was refused.
+fn running_lists(pod: &Value) -> Result<Lists> {
+    let agent = agent(pod)?;
+    let stats = admin(pod, &agent, "stats?filter=ssl.(fail_verify|connection_error)")?;
+    let refused: Vec<&str> =
+        stats.lines().filter(|line| line.starts_with("listener.") && !line.ends_with(": 0")).collect();
+    if !refused.is_empty() {
+        say(&format!("{}: refused handshakes", name(pod)?));
+        refused.iter().for_each(|line| say(&format!("  {line}")));
+    }
+    let dump = admin_json(pod, &agent, "config_dump")?;
+    let sections = list(&dump["configs"]);
+    let listeners = sections.iter().flat_map(|section| list(&section["static_listeners"]));
+    let mut lists = Lists::new();
+    for listener in listeners {
+        gather(&listener["listener"], &mut lists);
+    }
+    ensure!(!lists.is_empty(), "its Envoy has no lists: it admits everybody, or is not a router");
+    Ok(lists)
+}
+
+/// The lists that the manifests of a folder give each router, by the router's name.
+fn expected_lists(manifests: &str) -> Result<BTreeMap<String, Lists>> {
+    let rendered = kubectl(&["kustomize", manifests])?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&rendered).context("the rendered manifests")?;
+    let mut expected = BTreeMap::new();
+    for document in documents.iter().filter(|document| document["kind"] == "ConfigMap") {
+        let Some(text) = document.pointer("/data/egress-router.yaml").and_then(Value::as_str) else { continue };
+        let envoy: Value = serde_saphyr::from_str(text).context("egress-router.yaml")?;
+        let mut lists = Lists::new();
+        for listener in list(&envoy["static_resources"]["listeners"]) {
+            gather(&listener, &mut lists);
+        }
+        let name = name(document)?;
+        let router = name.rsplit_once('-').map_or(name, |(router, _hash)| router);
+        expected.insert(router.to_owned(), lists);
+    }
+    ensure!(!expected.is_empty(), "{manifests} has no egress-router.yaml");
+    Ok(expected)
+}
+
+/// Adds the lists of a listener: the CIDRs of each IP matcher, and the identities of each filter chain.
+fn gather(listener: &Value, lists: &mut Lists) {
+    let listener_name = listener["name"].as_str().unwrap_or_default();
+    let mut add = |name: &str, entries: BTreeSet<String>| {
+        if !entries.is_empty() {
+            lists.entry(format!("{listener_name}: {name}")).or_default().extend(entries);
+        }
+    };
+    walk(&listener["filter_chain_matcher"], &mut |value| {
+        let ranges = list(&value["typed_config"]["cidr_ranges"]);
+        let range =
+            |range: &Value| Some(format!("{}/{}", range["address_prefix"].as_str()?, range["prefix_len"].as_u64()?));
+        add(value["name"].as_str().unwrap_or_default(), ranges.iter().filter_map(range).collect());
+    });
+    for chain in list(&listener["filter_chains"]) {
+        add(&format!("identities of {}", chain["name"].as_str().unwrap_or_default()), identities(&chain));
+    }
+}
+
+/// The identities in the `match_typed_subject_alt_names` of a cluster or a filter chain, as `KIND VALUE` unless exact.
+pub fn identities(value: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    walk(value, &mut |value| {
+        for name in list(&value["match_typed_subject_alt_names"]) {
+            for (kind, value) in name["matcher"].as_object().into_iter().flatten() {
+                let Some(value) = value.as_str() else { continue };
+                found.insert(if kind == "exact" { value.to_owned() } else { format!("{kind} {value}") });
+            }
+        }
+    });
+    found
+}
+
+/// Visits a value and all that it contains.
+fn walk(value: &Value, visit: &mut impl FnMut(&Value)) {
+    visit(value);
+    match value {
+        Value::Array(elements) => elements.iter().for_each(|element| walk(element, visit)),
+        Value::Object(members) => members.values().for_each(|member| walk(member, visit)),
+        _ => {}
+    }
+}
+
+/// Says which lists differ, and by which entries.
+fn differences(expected: &Lists, running: &Lists, manifests: &str) -> Vec<String> {
+    let (empty, names) = (BTreeSet::new(), expected.keys().chain(running.keys()).collect::<BTreeSet<_>>());
+    let mut wrong = Vec::new();
+    for name in names {
+        let (expected, running) = (expected.get(name).unwrap_or(&empty), running.get(name).unwrap_or(&empty));
+        let join = |entries: Vec<&String>| entries.iter().map(|entry| entry.as_str()).collect::<Vec<_>>().join(" ");
+        let (missing, surplus) =
+            (join(expected.difference(running).collect()), join(running.difference(expected).collect()));
+        if !missing.is_empty() {
+            wrong.push(format!("its list \"{name}\" lacks {missing}, which {manifests} has"));
+        }
+        if !surplus.is_empty() {
+            wrong.push(format!("its list \"{name}\" has {surplus}, which {manifests} does not have"));
+        }
+    }
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn router(spec: &Value) -> Value {
+        json!({ "metadata": { "name": "pod", "labels": { "app": "egress-router1" } }, "spec": spec })
+    }
+
+    #[test]
+    fn pods_without_draining_or_with_another_account_are_named() {
+        let envoy =
+            |sleep: Value| json!([{ "name": "envoy", "lifecycle": { "preStop": { "sleep": { "seconds": sleep } } } }]);
+        let cases = [
+            (
+                json!({ "serviceAccountName": "egress-router1", "terminationGracePeriodSeconds": 45, "containers": envoy(json!(30)) }),
+                "",
+            ),
+            (
+                json!({ "serviceAccountName": "egress-router1", "containers": envoy(json!(30)) }),
+                "killed while it drains",
+            ),
+            (json!({ "serviceAccountName": "egress-router1", "containers": [{ "name": "envoy" }] }), "does not drain"),
+            (
+                json!({ "serviceAccountName": "default", "terminationGracePeriodSeconds": 45, "containers": envoy(json!(30)) }),
+                "the service account default",
+            ),
+        ];
+        for (spec, told) in cases {
+            let wrong = pod_wrong(&router(&spec));
+            assert_eq!(wrong.len(), usize::from(!told.is_empty()), "{wrong:?}");
+            assert!(wrong.iter().all(|what| what.contains(told)), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_wrong_from_its_expiry_on() {
+        let entry =
+            json!({ "subject_alt_names": [{ "uri": "spiffe://a/b" }], "expiration_time": "2026-11-26T07:00:00Z" });
+        let certificate = Certificate::read(&entry).unwrap();
+        assert!(certificate.wrong("pod", "2026-11-26T06:59:59Z".parse().unwrap()).is_none());
+        let told = certificate.wrong("pod", "2026-11-26T07:00:00Z".parse().unwrap()).unwrap();
+        assert_eq!(told, "pod: its certificate expired at 2026-11-26T07:00:00Z: all its connections fail");
+    }
+
+    #[test]
+    fn lists_that_differ_are_named_with_their_entries() {
+        let listener = |cidr: &str, identity: &str| {
+            json!({
+                "name": "clients",
+                "filter_chain_matcher": { "custom_match": { "name": "private", "typed_config": { "cidr_ranges": [
+                    { "address_prefix": cidr, "prefix_len": 8 }, { "address_prefix": "192.168.0.0", "prefix_len": 16 }
+                ] } } },
+                "filter_chains": [{ "name": "allowed", "transport_socket": { "match_typed_subject_alt_names": [
+                    { "san_type": "URI", "matcher": { "exact": identity } }
+                ] } }],
+            })
+        };
+        let lists = |listener: &Value| {
+            let mut lists = Lists::new();
+            gather(listener, &mut lists);
+            lists
+        };
+        let expected = lists(&listener("10.0.0.0", "spiffe://a/b"));
+        assert_eq!(differences(&expected, &expected, "istio"), [""; 0]);
+        let running = lists(&listener("11.0.0.0", "spiffe://a/c"));
+        assert_eq!(
+            differences(&expected, &running, "istio"),
+            [
+                "its list \"clients: identities of allowed\" lacks spiffe://a/b, which istio has",
+                "its list \"clients: identities of allowed\" has spiffe://a/c, which istio does not have",
+                "its list \"clients: private\" lacks 10.0.0.0/8, which istio has",
+                "its list \"clients: private\" has 11.0.0.0/8, which istio does not have",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_router_of_another_identity_is_named() {
+        let routers = Routers {
+            namespace: "egress-routers".into(),
+            pods: Vec::new(),
+            squatters: Vec::new(),
+            presented: [("egress-router1".to_owned(), ["spiffe://t/ns/a/sa/egress-router1".to_owned()].into())].into(),
+            certificates: Vec::new(),
+        };
+        let cluster = "outbound|8080||egress-router1.egress-routers.svc.cluster.local";
+        let told =
+            |expected: &[&str]| routers.mistrusted_by(cluster, &expected.iter().map(|one| (*one).to_owned()).collect());
+        assert_eq!(told(&["spiffe://t/ns/a/sa/egress-router1"]), None);
+        assert!(
+            told(&["spiffe://t/ns/b/sa/egress-router1"]).unwrap().contains("but the router presents spiffe://t/ns/a/")
+        );
+        assert!(told(&[]).unwrap().contains("a router of any identity"));
+        assert_eq!(routers.mistrusted_by("outbound|443||other.default.svc.cluster.local", &BTreeSet::new()), None);
+    }
+}

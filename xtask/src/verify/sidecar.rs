@@ -1,0 +1,160 @@
+//! The Envoy of a client's sidecar, as its admin interface and its log describe it.
+
+use super::{
+    kubectl::{admin, admin_json, filters_of, list, log, namespace},
+    routers::{Routers, identities},
+};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// The advice if a sidecar has no module.
+const FETCH: &str = "check `module` in settings.yaml, and that a rule of its directEgress admits the module's server and port; then restart the pod";
+
+/// The length of a time in logs and dumps, to the millisecond.
+const TIME: usize = "2026-01-01T00:00:00.000".len();
+
+pub struct Sidecar {
+    dump: Value,
+    stats: String,
+}
+
+impl Sidecar {
+    /// Asks the sidecar of a pod; `None` if the pod has none.
+    pub fn of(pod: &Value) -> Result<Option<Self>> {
+        let containers = [list(&pod["spec"]["containers"]), list(&pod["spec"]["initContainers"])].concat();
+        if !containers.iter().any(|container| container["name"] == "istio-proxy") {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            dump: admin_json(pod, "istio-proxy", "config_dump")?,
+            stats: admin(pod, "istio-proxy", "stats")?,
+        }))
+    }
+
+    fn section(&self, name: &str) -> Vec<Value> {
+        list(&self.dump["configs"]).iter().flat_map(|config| list(&config[name])).collect()
+    }
+
+    fn listeners(&self) -> Vec<Value> {
+        // A listener waits, in warming, until its filter has a configuration.
+        let state = |one: Value| ["active_state", "warming_state"].iter().find_map(|state| one.get(*state).cloned());
+        let listeners =
+            self.section("dynamic_listeners").into_iter().filter_map(state).map(|state| state["listener"].clone());
+        listeners.filter(|listener| listener["traffic_direction"] == "OUTBOUND").collect()
+    }
+
+    /// Returns what is wrong with the filter, its place, its table and the clusters that the table names.
+    pub fn wrong(&self, pod: &Value, routers: &Routers) -> Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        let filters = self.section("ecds_filters");
+        let filter = filters.iter().find(|filter| filter["ecds_filter"]["name"] == "sluice");
+        // Envoy shows a configuration that it has rejected like one that it took, so the log decides.
+        let updated = filter.and_then(|filter| filter["last_updated"].as_str()).unwrap_or_default();
+        let since = if updated.is_empty() { "--tail=-1".into() } else { format!("--since-time={updated}") };
+        let log = log(pod, "istio-proxy", &since)?;
+        let later = |line: &&str| line.get(..TIME) >= updated.get(..TIME);
+        let last =
+            |what: &str| log.lines().filter(later).filter_map(|line| Some(line.split_once(what)?.1.trim())).next_back();
+        // Neither a module that is not wanted any more, nor the refusal that the agent sends in its place.
+        let unfetched = last("cannot fetch Wasm module ");
+        let wanted = if unfetched.is_some() { filters_of(namespace(pod)?)? } else { String::new() };
+        let unfetched = unfetched.filter(|reason| wanted.contains(reason.split(": ").next().unwrap_or_default()));
+        let rejected = last("TypedExtensionConfig rejected: ").filter(|reason| !reason.contains(".rbac."));
+        if let Some(reason) = unfetched {
+            wrong.push(format!("the module could not be fetched: {reason}: {FETCH}"));
+        } else if let Some(reason) = rejected {
+            let reason = last("sluice: plugin configuration: ").unwrap_or(reason);
+            wrong.push(format!("Envoy rejected the filter of sluice.yaml: {reason}"));
+        } else if let Some(filter) = filter {
+            wrong.extend(self.routes(&filter["ecds_filter"]["typed_config"], routers));
+        } else if let Some(image) = last("fetching image ") {
+            wrong.push(format!("the module has not arrived, it is being fetched: {image}: {FETCH}"));
+        } else {
+            let namespace = namespace(pod)?;
+            wrong.push(format!(
+                "no filter sluice: no sluice.yaml of the namespace {namespace} selects this pod's labels"
+            ));
+        }
+        let mut catch_all = false;
+        for listener in self.listeners() {
+            let address = listener["name"].as_str().unwrap_or_default();
+            for chain in list(&listener["filter_chains"]).iter().chain(listener.get("default_filter_chain")) {
+                let there = list(&chain["filters"]).iter().any(|filter| filter["name"] == "sluice");
+                let called = chain["name"].as_str().unwrap_or_default();
+                catch_all |= called == "virtualOutbound-catchall-tcp";
+                let wanted = ["virtualOutbound-catchall-tcp", "PassthroughFilterChain"].contains(&called);
+                if wanted && !there {
+                    wrong.push(format!("the filter is not in {address} {called}: passthrough.yaml does not reach it"));
+                }
+                if called == "virtualOutbound-blackhole" && there {
+                    wrong.push(
+                        "the filter is in virtualOutbound-blackhole, which keeps Envoy from connecting to itself"
+                            .into(),
+                    );
+                }
+            }
+        }
+        if !catch_all {
+            wrong.push("no chain virtualOutbound-catchall-tcp: Istio may call it otherwise in this version".into());
+        }
+        for listener in self.section("dynamic_listeners") {
+            let name = listener["name"].as_str().unwrap_or_default();
+            // Envoy repeats the error of the update without a name.
+            if let (Some(details), false) = (listener["error_state"]["details"].as_str(), name.is_empty()) {
+                wrong.push(format!("Envoy rejected the listener {name}: {details}"));
+            }
+        }
+        let rejected = "cluster_manager.cds.update_rejected: ";
+        if let Some(count) =
+            self.stats.lines().find_map(|line| line.strip_prefix(rejected)).filter(|count| *count != "0")
+        {
+            wrong.push(format!("{rejected}{count}: Envoy rejected clusters, see the log of istio-proxy"));
+        }
+        Ok(wrong)
+    }
+
+    /// What is wrong with the clusters of the table.
+    fn routes(&self, filter: &Value, routers: &Routers) -> Vec<String> {
+        let known = self.section("dynamic_active_clusters");
+        // The configuration of the Wasm module, or of the native one.
+        let configuration = filter.pointer("/config/configuration").unwrap_or(&filter["filter_config"]);
+        let routes = list(&configuration["value"]["routes"]);
+        let named: BTreeSet<String> = routes
+            .iter()
+            .flat_map(|route| list(&route["clusters"]))
+            .filter_map(|cluster| Some(cluster.as_str()?.to_owned()))
+            .collect();
+        let mut wrong = Vec::new();
+        for name in named {
+            match known.iter().find(|cluster| cluster["cluster"]["name"] == name) {
+                None => wrong.push(format!("there is no cluster {name}: connections to it fail")),
+                Some(cluster) if !cluster["cluster"].to_string().contains("upstream_proxy_protocol") => {
+                    wrong.push(format!("the cluster {name} sends no PROXY header: its DestinationRule does not apply"));
+                }
+                Some(cluster) => wrong.extend(routers.mistrusted_by(&name, &identities(&cluster["cluster"]))),
+            }
+        }
+        wrong
+    }
+
+    /// Listeners of all addresses with an HTTP chain, which takes what is HTTP before the passthrough chain.
+    pub fn not_covered(&self) -> BTreeSet<String> {
+        let http = |listener: &Value| {
+            let chains = list(&listener["filter_chains"]);
+            let http = |filter: &Value| filter["name"] == "envoy.filters.network.http_connection_manager";
+            chains.iter().any(|chain| list(&chain["filters"]).iter().any(http))
+        };
+        let names = self.listeners().into_iter().filter(http);
+        let names = names.filter_map(|listener| Some(listener["name"].as_str()?.to_owned()));
+        names
+            .filter(|name| name.starts_with("0.0.0.0_") || name.starts_with("[::]_") || name.starts_with("::_"))
+            .collect()
+    }
+
+    /// The counters of sluice.
+    pub fn counters(&self) -> Vec<(&str, &str)> {
+        let ours = self.stats.lines().filter_map(|line| line.strip_prefix("wasmcustom.")?.split_once(": "));
+        ours.filter(|(name, _)| name.starts_with("sluice.")).collect()
+    }
+}
