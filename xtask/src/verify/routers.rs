@@ -24,8 +24,7 @@ pub struct Routers {
     certificates: Vec<String>,
 }
 
-/// The lists of an Envoy configuration that decide who is admitted and where to: `listener: list` and its entries, CIDRs or
-/// identities.
+/// The lists of an Envoy configuration that decide who is admitted and where to: `listener: list` and its entries.
 type Lists = BTreeMap<String, BTreeSet<String>>;
 
 impl Routers {
@@ -214,7 +213,8 @@ fn expected_lists(manifests: &str) -> Result<BTreeMap<String, Lists>> {
     Ok(expected)
 }
 
-/// Adds the lists of a listener: the CIDRs of each IP matcher, and the identities of each filter chain.
+/// Adds the lists of a listener: the CIDRs of each IP matcher, the ports, the chain of all other destinations, and the identities
+/// of each filter chain.
 fn gather(listener: &Value, lists: &mut Lists) {
     let listener_name = listener["name"].as_str().unwrap_or_default();
     let mut add = |name: &str, entries: BTreeSet<String>| {
@@ -228,6 +228,12 @@ fn gather(listener: &Value, lists: &mut Lists) {
             |range: &Value| Some(format!("{}/{}", range["address_prefix"].as_str()?, range["prefix_len"].as_u64()?));
         add(value["name"].as_str().unwrap_or_default(), ranges.iter().filter_map(range).collect());
     });
+    walk(&listener["filter_chain_matcher"], &mut |value| {
+        let ports = value.pointer("/value_match/safe_regex/regex").and_then(Value::as_str);
+        add("ports", ports.map(str::to_owned).into_iter().collect());
+    });
+    let others = listener.pointer("/filter_chain_matcher/on_no_match/action/typed_config/value").and_then(Value::as_str);
+    add("others", others.map(str::to_owned).into_iter().collect());
     for chain in list(&listener["filter_chains"]) {
         add(&format!("identities of {}", chain["name"].as_str().unwrap_or_default()), identities(&chain));
     }
