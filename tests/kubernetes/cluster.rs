@@ -339,8 +339,18 @@ impl Cluster {
 
     /// Runs `make verify`: whether it succeeds, and what it prints.
     pub fn verify(&self, to: Option<&str>) -> Result<(bool, String)> {
+        self.run_verify(to, &[])
+    }
+
+    /// The same with these variables.
+    pub fn verify_with(&self, variables: &[(&str, &str)]) -> Result<(bool, String)> {
+        self.run_verify(None, variables)
+    }
+
+    fn run_verify(&self, to: Option<&str>, variables: &[(&str, &str)]) -> Result<(bool, String)> {
         let arguments: Vec<&str> = ["verify"].into_iter().chain(to).collect();
-        let output = self.task(&arguments)?.output()?;
+        let mut command = self.task(&arguments)?;
+        let output = command.env("MANIFESTS", &self.manifests).envs(variables.iter().copied()).output()?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.success(), String::from_utf8(said)?))
     }

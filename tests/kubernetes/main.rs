@@ -28,6 +28,7 @@ mod sidecar;
 mod sidecars;
 mod tenants;
 mod verify;
+mod verify_routers;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;

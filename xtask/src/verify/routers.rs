@@ -232,7 +232,8 @@ fn gather(listener: &Value, lists: &mut Lists) {
         let ports = value.pointer("/value_match/safe_regex/regex").and_then(Value::as_str);
         add("ports", ports.map(str::to_owned).into_iter().collect());
     });
-    let others = listener.pointer("/filter_chain_matcher/on_no_match/action/typed_config/value").and_then(Value::as_str);
+    let others =
+        listener.pointer("/filter_chain_matcher/on_no_match/action/typed_config/value").and_then(Value::as_str);
     add("others", others.map(str::to_owned).into_iter().collect());
     for chain in list(&listener["filter_chains"]) {
         add(&format!("identities of {}", chain["name"].as_str().unwrap_or_default()), identities(&chain));

@@ -125,14 +125,22 @@ impl Sidecar {
             .flat_map(|route| list(&route["clusters"]))
             .filter_map(|cluster| Some(cluster.as_str()?.to_owned()))
             .collect();
+        let find = |name: &str| {
+            known.iter().map(|cluster| &cluster["cluster"]).find(|cluster| cluster["name"].as_str() == Some(name))
+        };
         let mut wrong = Vec::new();
-        for name in named {
-            match known.iter().find(|cluster| cluster["cluster"]["name"] == name) {
+        // With failover, a cluster of the table stands for a list of clusters.
+        let members = named.iter().filter_map(|name| find(name)?.pointer("/cluster_type/typed_config/clusters"));
+        let members: BTreeSet<String> =
+            members.flat_map(list).filter_map(|name| Some(name.as_str()?.to_owned())).collect();
+        for name in named.union(&members) {
+            match find(name) {
                 None => wrong.push(format!("there is no cluster {name}: connections to it fail")),
-                Some(cluster) if !cluster["cluster"].to_string().contains("upstream_proxy_protocol") => {
+                Some(cluster) if cluster.get("cluster_type").is_some() => {}
+                Some(cluster) if !cluster.to_string().contains("upstream_proxy_protocol") => {
                     wrong.push(format!("the cluster {name} sends no PROXY header: its DestinationRule does not apply"));
                 }
-                Some(cluster) => wrong.extend(routers.mistrusted_by(&name, &identities(&cluster["cluster"]))),
+                Some(cluster) => wrong.extend(routers.mistrusted_by(name, &identities(cluster))),
             }
         }
         wrong

@@ -1,0 +1,178 @@
+//! What `make verify` says of routers: each fault, made one by one.
+
+use crate::{
+    cluster::{Cluster, on_it},
+    pod::Pod,
+    shipped::ROUTERS_NAMESPACE,
+};
+use anyhow::{Context, Result, ensure};
+use std::{fs, time::Duration};
+
+/// A pod with the label of a router, which is none. It has the sidecar's image, so that it runs for as long as it is wanted.
+fn squatter(namespace: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{ name: squatter, namespace: {namespace}, labels: {{ app: egress-router1, sidecar.istio.io/inject: \"false\" }} }}
+spec:
+  terminationGracePeriodSeconds: 0
+  automountServiceAccountToken: false
+  containers: [{{ name: envoy, image: docker.io/library/busybox, command: [sleep, infinity] }}]
+"
+    )
+}
+
+/// Expects verify to print lines that begin with WRONG and contain these texts, in any order, and no others.
+fn expect_wrong(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
+    cluster.eventually(what, |_| {
+        let (right, shown) = cluster.verify(None)?;
+        let wrong: Vec<&str> = shown.lines().filter(|line| line.starts_with("WRONG: ")).collect();
+        let all_told = told.iter().all(|text| wrong.iter().any(|line| line.contains(text)));
+        let all_expected = wrong.iter().all(|line| told.iter().any(|text| line.contains(text)));
+        ensure!(all_told && all_expected && right == told.is_empty(), "not {told:?}:\n{shown}");
+        Ok(())
+    })
+}
+
+#[test]
+fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
+    on_it(|cluster| {
+        for (namespace, told) in [
+            (
+                "default",
+                "default/squatter has the label of a router, app=egress-router1, but the routers' namespace is egress-routers",
+            ),
+            (ROUTERS_NAMESPACE, "squatter: "),
+        ] {
+            let squatter = squatter(namespace);
+            cluster.kubectl_with(&["apply", "--filename", "-"], &squatter)?;
+            let outcome = expect_wrong(cluster, namespace, &[told]);
+            cluster.kubectl_with(&["delete", "--filename", "-"], &squatter)?;
+            outcome?;
+        }
+        expect_wrong(cluster, "that all is right again", &[])
+    })
+}
+
+#[test]
+fn verify_names_a_router_of_another_identity() -> Result<()> {
+    on_it(|cluster| {
+        let other = "spiffe://cluster.local/ns/other/sa/egress-router2";
+        let patch = format!(
+            r#"[{{"op": "replace", "path": "/spec/trafficPolicy/tls/subjectAltNames", "value": ["{other}"]}}]"#
+        );
+        let namespace = format!("--namespace={ROUTERS_NAMESPACE}");
+        cluster.kubectl(&[
+            "patch",
+            "destinationrule",
+            "egress-router2",
+            &namespace,
+            "--type=json",
+            "--patch",
+            &patch,
+        ])?;
+        let told = format!(
+            "egress-router2.egress-routers.svc.cluster.local expects the identity {other}, but the router presents spiffe://cluster.local/ns/egress-routers/sa/egress-router2"
+        );
+        let outcome = expect_wrong(cluster, "the identity", &[&told]);
+        cluster.apply()?;
+        outcome?;
+        expect_wrong(cluster, "that all is right again", &[])
+    })
+}
+
+#[test]
+fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
+    on_it(|cluster| {
+        // Edited, but not applied.
+        let path = cluster.manifests.join("settings/routers.yaml");
+        let text = fs::read_to_string(&path)?;
+        let edited =
+            text.replace("address_prefix: 100.64.0.0, prefix_len: 10", "address_prefix: 100.64.0.0, prefix_len: 11");
+        let edited = edited.replace("ns/tenant-a/sa/client", "ns/tenant-a/sa/other");
+        ensure!(edited != text, "{text}");
+        fs::write(&path, edited)?;
+        let outcome = expect_wrong(
+            cluster,
+            "the lists",
+            &[
+                "its list \"clients: private\" lacks 100.64.0.0/11, which ",
+                "its list \"clients: private\" has 100.64.0.0/10, which ",
+                "its list \"tenant-a: private\" lacks 100.64.0.0/11",
+                "its list \"tenant-a: private\" has 100.64.0.0/10",
+                "its list \"tenant-b: private\" lacks 100.64.0.0/11",
+                "its list \"tenant-b: private\" has 100.64.0.0/10",
+                "its list \"tenant-a: identities of allowed\" lacks spiffe://cluster.local/ns/tenant-a/sa/other",
+                "its list \"tenant-a: identities of allowed\" has spiffe://cluster.local/ns/tenant-a/sa/client",
+                "its list \"tenant-a: identities of forbidden\" lacks spiffe://cluster.local/ns/tenant-a/sa/other",
+                "its list \"tenant-a: identities of forbidden\" has spiffe://cluster.local/ns/tenant-a/sa/client",
+            ],
+        );
+        fs::write(&path, text)?;
+        outcome?;
+        expect_wrong(cluster, "that all is right again", &[])
+    })
+}
+
+/// Changes the Deployment of router 2 by a JSON patch, expects verify to tell this of its pods, and puts it back.
+fn with_deployment(cluster: &Cluster, patch: &str, work: impl FnOnce(&[Pod]) -> Result<()>) -> Result<()> {
+    let namespace = format!("--namespace={ROUTERS_NAMESPACE}");
+    cluster.kubectl(&["patch", "deployment", "egress-router2", &namespace, "--type=json", "--patch", patch])?;
+    let outcome = cluster
+        .rolled_out(ROUTERS_NAMESPACE, "egress-router2")
+        .and_then(|()| cluster.pods(ROUTERS_NAMESPACE, "app=egress-router2"))
+        .and_then(|pods| work(&pods));
+    cluster.apply()?;
+    cluster.rolled_out(ROUTERS_NAMESPACE, "egress-router2")?;
+    outcome
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_names_a_router_without_draining() -> Result<()> {
+    on_it(|cluster| {
+        let patch = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/lifecycle"}]"#;
+        with_deployment(cluster, patch, |pods| {
+            ensure!(pods.len() == 2, "{} pods", pods.len());
+            let told = pods.iter().map(|pod| format!("{}: it does not drain", pod.name)).collect::<Vec<_>>();
+            expect_wrong(cluster, "draining", &told.iter().map(String::as_str).collect::<Vec<_>>())
+        })?;
+        expect_wrong(cluster, "that all is right again", &[])
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn verify_names_an_expired_certificate() -> Result<()> {
+    on_it(|cluster| {
+        // A certificate for half a minute, which nobody renews.
+        let patch = r#"[{"op": "add", "path": "/spec/template/spec/initContainers/0/env/-", "value": {"name": "SECRET_TTL", "value": "30s"}}]"#;
+        with_deployment(cluster, patch, |pods| {
+            for pod in pods {
+                pause_agent(pod)?;
+            }
+            std::thread::sleep(Duration::from_secs(30));
+            let told = pods.iter().map(|pod| format!("{}: its certificate expired at ", pod.name)).collect::<Vec<_>>();
+            expect_wrong(cluster, "the expiry", &told.iter().map(String::as_str).collect::<Vec<_>>())
+        })?;
+        expect_wrong(cluster, "that all is right again", &[])
+    })
+}
+
+/// Stops the agent of a router, which would renew the certificate. It ends with its pod.
+fn pause_agent(pod: &Pod) -> Result<()> {
+    let agent = crate::verify::process(pod, "pilot-agent")?;
+    crate::verify::signal("STOP", agent)
+}
+
+#[test]
+fn verify_takes_the_namespace_of_the_routers_as_a_parameter() -> Result<()> {
+    on_it(|cluster| {
+        let (right, shown) = cluster.verify_with(&[("ROUTERS_NAMESPACE", "elsewhere")])?;
+        ensure!(!right, "{shown}");
+        let line = shown.lines().find(|line| line.contains("no egress router runs")).context("not told")?;
+        ensure!(line.starts_with("WRONG: no pod of the namespace elsewhere has the labels"), "{line}");
+        Ok(())
+    })
+}
