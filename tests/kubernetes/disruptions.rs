@@ -136,6 +136,7 @@ fn judge(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> R
     );
     println!("{what}: longest time without an answer {gap:.1?}; fewest ready pods of a router {:?}", watched.fewest);
     ensure!(misrouted.is_empty(), "{misrouted:?}, of {:?}", watched.addresses);
+    ensure!(lost.is_empty(), "{lost:?}");
     ensure!(opened - missed > 100, "{} answered: no load to speak of", opened - missed);
     ensure!(gap < longest, "a client was without an answer for {gap:?}");
     Ok(())

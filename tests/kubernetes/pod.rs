@@ -51,6 +51,12 @@ impl Pod {
         cluster.kubectl(&["logs", "--namespace", &self.namespace, &self.name, "--container", container])
     }
 
+    /// The access log that a container's Envoy wrote: what of its output is a JSON object.
+    pub fn entries(&self, cluster: &Cluster, container: &str) -> Result<Vec<Value>> {
+        let log = self.log(cluster, container)?;
+        Ok(log.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect())
+    }
+
     /// Runs a command in a container and returns what it printed.
     pub fn exec(&self, cluster: &Cluster, container: &str, command: &[&str]) -> Result<String> {
         let exec = ["exec", "--namespace", &self.namespace, &self.name, "--container", container, "--"];
@@ -85,10 +91,10 @@ pub fn manifest(namespace: &str, name: &str, labels: &str, annotations: &str, co
     )
 }
 
-/// The specification of a pod, in flow style: a container of busybox that runs this in a shell. `$IPS` is the pod's addresses.
+/// The specification of a pod, in flow style: a container of busybox that runs this in a shell, with the clients' identity. `$IPS` is the pod's addresses.
 pub fn specification(command: &str) -> String {
     format!(
-        "{{ automountServiceAccountToken: false, terminationGracePeriodSeconds: 1, restartPolicy: Never, containers: [{{ \
+        "{{ serviceAccountName: client, automountServiceAccountToken: false, terminationGracePeriodSeconds: 1, restartPolicy: Never, containers: [{{ \
          name: app, image: docker.io/library/busybox, command: [sh, -c, '{command}'], \
          env: [{{ name: IPS, valueFrom: {{ fieldRef: {{ fieldPath: status.podIPs }} }} }}] }}] }}"
     )
