@@ -55,7 +55,9 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
             // The sidecars' own.
             for client in &cluster.clients {
                 let entries = client.entries(cluster, "istio-proxy")?;
-                for (egress, source, destination) in told.iter().filter(|(_, source, _)| client.addresses.contains(source)) {
+                for (egress, source, destination) in
+                    told.iter().filter(|(_, source, _)| client.addresses.contains(source))
+                {
                     let router = format!("spiffe://cluster.local/ns/egress-routers/sa/{egress}");
                     let entry = |entry: &Value| {
                         address(&entry["source"]) == Some(*source)

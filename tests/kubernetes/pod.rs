@@ -100,6 +100,17 @@ pub fn specification(command: &str) -> String {
     )
 }
 
+/// The process of this name in a pod's network.
+pub fn process_of(pod: &Pod, name: &str) -> Result<u32> {
+    let network = pod.host.run(|| fs::read_link("/proc/thread-self/ns/net"))?;
+    let processes = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let of_pod = |id: &u32| {
+        fs::read_link(format!("/proc/{id}/ns/net")).is_ok_and(|link| link == network)
+            && fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|found| found.trim() == name)
+    };
+    processes.into_iter().find(of_pod).with_context(|| format!("{}: no {name}", pod.name))
+}
+
 /// A process of the pod, by this machine's numbers, from the pod's cgroup on its node.
 fn process(cluster: &Cluster, node: &str, uid: &str) -> Result<u32> {
     let folder = cgroup(cluster, "pids", node, &format!("pod{uid}"))?;

@@ -134,7 +134,11 @@ impl Cluster {
         let pods = list(&self.get(&["--namespace", ROUTERS_NAMESPACE, "pods", "--selector", &selector])?, "/items");
         let address = address.to_string();
         let has = |pod: &&Value| list(pod, "/status/podIPs").iter().any(|ip| ip["ip"] == address.as_str());
-        Ok(pods.iter().find(has).map_or("none", |pod| pod["metadata"]["labels"]["app"].as_str().unwrap_or("none")).to_owned())
+        Ok(pods
+            .iter()
+            .find(has)
+            .map_or("none", |pod| pod["metadata"]["labels"]["app"].as_str().unwrap_or("none"))
+            .to_owned())
     }
 
     /// Connects from each client and expects no server to hear of it.
