@@ -15,6 +15,8 @@ mod cluster;
 mod connections;
 mod declared_externals;
 mod disruptions;
+mod drain;
+mod failover;
 mod istiod;
 mod keeper;
 mod lifetime;
@@ -27,6 +29,7 @@ mod shipped;
 mod sidecar;
 mod sidecars;
 mod tenants;
+mod trust;
 mod verify;
 mod verify_routers;
 

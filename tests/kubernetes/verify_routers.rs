@@ -2,13 +2,14 @@
 
 use crate::{
     cluster::{Cluster, on_it},
-    pod::Pod,
+    pod::{Pod, process_of},
     shipped::ROUTERS_NAMESPACE,
+    verify::signal,
 };
 use anyhow::{Context, Result, ensure};
-use std::{fs, time::Duration};
+use std::{fs, thread, time::Duration};
 
-/// A pod with the label of a router, which is none. It has the sidecar's image, so that it runs for as long as it is wanted.
+/// A pod with the label of a router that is not one.
 fn squatter(namespace: &str) -> String {
     format!(
         "
@@ -152,7 +153,7 @@ fn verify_names_an_expired_certificate() -> Result<()> {
             for pod in pods {
                 pause_agent(pod)?;
             }
-            std::thread::sleep(Duration::from_secs(30));
+            thread::sleep(Duration::from_secs(30));
             let told = pods.iter().map(|pod| format!("{}: its certificate expired at ", pod.name)).collect::<Vec<_>>();
             expect_wrong(cluster, "the expiry", &told.iter().map(String::as_str).collect::<Vec<_>>())
         })?;
@@ -162,8 +163,8 @@ fn verify_names_an_expired_certificate() -> Result<()> {
 
 /// Stops the agent of a router, which would renew the certificate. It ends with its pod.
 fn pause_agent(pod: &Pod) -> Result<()> {
-    let agent = crate::verify::process(pod, "pilot-agent")?;
-    crate::verify::signal("STOP", agent)
+    let agent = process_of(pod, "pilot-agent")?;
+    signal("STOP", agent)
 }
 
 #[test]
