@@ -5,7 +5,7 @@ mod routers;
 mod sidecar;
 
 use anyhow::{Context, Result, ensure};
-use kubectl::{addresses, exec, list, log, name, namespace, pods};
+use kubectl::{addresses, exec, list, log, name, pods};
 use serde_json::Value;
 use sidecar::Sidecar;
 use std::{

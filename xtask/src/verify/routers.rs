@@ -1,7 +1,7 @@
 //! The egress routers: who serves as one, with which certificate, lists and draining.
 
 use super::{
-    kubectl::{admin, admin_json, kubectl, list, name, namespace, pods},
+    kubectl::{admin, admin_json, kubectl, list, name, pods},
     say,
 };
 use anyhow::{Context, Result, ensure};
@@ -195,8 +195,11 @@ fn running_lists(pod: &Value) -> Result<Lists> {
 
 /// The lists that the manifests of a folder give each router, by the router's name.
 fn expected_lists(manifests: &str) -> Result<BTreeMap<String, Lists>> {
-    let rendered = kubectl(&["kustomize", manifests])?;
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&rendered).context("the rendered manifests")?;
+    lists_of_manifests(&kubectl(&["kustomize", manifests])?).with_context(|| manifests.to_owned())
+}
+
+fn lists_of_manifests(rendered: &str) -> Result<BTreeMap<String, Lists>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(rendered).context("the rendered manifests")?;
     let mut expected = BTreeMap::new();
     for document in documents.iter().filter(|document| document["kind"] == "ConfigMap") {
         let Some(text) = document.pointer("/data/egress-router.yaml").and_then(Value::as_str) else { continue };
@@ -209,7 +212,7 @@ fn expected_lists(manifests: &str) -> Result<BTreeMap<String, Lists>> {
         let router = name.rsplit_once('-').map_or(name, |(router, _hash)| router);
         expected.insert(router.to_owned(), lists);
     }
-    ensure!(!expected.is_empty(), "{manifests} has no egress-router.yaml");
+    ensure!(!expected.is_empty(), "no egress-router.yaml");
     Ok(expected)
 }
 
@@ -358,6 +361,24 @@ mod tests {
                 "its list \"clients: private\" has 11.0.0.0/8, which istio does not have",
             ]
         );
+    }
+
+    #[test]
+    fn the_lists_of_the_shipped_manifests_are_read() {
+        let file = |name: &str| std::fs::read_to_string(testbed::root().join("istio").join(name)).unwrap();
+        let text = file("settings/routers.yaml") + &file("egress-routers/common/egress-router.yaml");
+        let manifest = json!({ "kind": "ConfigMap", "metadata": { "name": "egress-router1-abc" }, "data": { "egress-router.yaml": text } });
+        let lists = lists_of_manifests(&manifest.to_string()).unwrap();
+        let lists = &lists["egress-router1"];
+        for tenant in ["clients", "tenant-a", "tenant-b"] {
+            for list in
+                ["never", "private", "listed", "ports", "others", "identities of allowed", "identities of forbidden"]
+            {
+                assert!(lists.contains_key(&format!("{tenant}: {list}")), "{tenant}: {list}: {lists:?}");
+            }
+        }
+        assert!(lists["clients: private"].contains("10.0.0.0/8"));
+        assert_eq!(lists["tenant-b: others"], ["forbidden".to_owned()].into());
     }
 
     #[test]
