@@ -3,7 +3,7 @@
 
 use crate::{
     cluster::{Cluster, on_it},
-    hostile_pods::{Pods, with_pods},
+    hostile_pods::{EXCLUDED, Pods, node, with_pods},
     identity::{Authority, Identity, authenticate, connect, hear, proxy_header, tls},
     pod::{Pod, list},
     policies::connect_as_1337,
@@ -95,7 +95,7 @@ fn plain(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
 }
 
 /// A connection to this router with a header that claims a source of the tenant.
-fn direct(pod: &Pod, router: SocketAddr, to: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Attempt<'_> {
+fn direct<'a>(pod: &'a Pod, router: SocketAddr, to: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Attempt<'a> {
     let header = proxy_header(pod.source(to.ip()), to);
     let Some(tls) = tls.cloned() else { return plain(pod, router, [&header[..], b"hello"].concat()) };
     Box::new(move || pod.host.run(|| hear(authenticate(router, &header, &tls)?, b"hello")))
@@ -215,11 +215,11 @@ fn private<'a>(
     routers: &Routers,
     own: &Arc<ClientConfig>,
 ) -> Result<()> {
-    let (node, backend) = (pods.labelled.node_host()?, cluster.backend()?);
+    let ((node, node_address), backend) = (node(cluster, &pods.labelled)?, cluster.backend()?);
     for host in [&node, &routers.pods[0].host, &routers.pods[1].host] {
         server::start(host, SERVED, First::Client)?;
     }
-    let node = SocketAddr::new(pods.labelled.node_address()?, SERVED);
+    let node = SocketAddr::new(node_address, SERVED);
     let service = SocketAddr::new(cluster.service_address("default", "backend")?, 80);
     let backend = |port| SocketAddr::new(backend.addresses[0], port);
     for (name, to, heard_at) in [
@@ -292,7 +292,7 @@ fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
     ways.add("uid 1337, to the destination", None, |to| as_1337(client, to, hello.clone()));
     let excluded = ways.address(25);
     ways.add_to("port that its manifest excludes", None, excluded, |to| plain(&pods.manifest, to, hello.clone()));
-    let excluded: SocketAddr = SocketAddr::new(crate::hostile_pods::EXCLUDED.into(), 5432);
+    let excluded = SocketAddr::new(EXCLUDED.into(), 5432);
     ways.add_to("address that its manifest excludes", None, excluded, |to| plain(&pods.manifest, to, hello.clone()));
     for (name, pod) in [
         ("pod without a sidecar and without the label", &pods.bare),
