@@ -4,6 +4,7 @@
 use crate::{
     cluster::{Cluster, on_it},
     hostile_pods::{EXCLUDED, Pods, node, with_pods},
+    hostile_sidecar::{ask_the_sidecar, expect_nothing_to_take},
     identity::{Authority, Identity, authenticate, connect, hear, proxy_header, tls},
     pod::{Pod, list},
     policies::connect_as_1337,
@@ -228,6 +229,7 @@ fn private<'a>(
         ("100.64.0.0/10", "100.64.77.7:80".parse()?, None),
         ("fc00::/7", "[fd12:3456::7]:80".parse()?, None),
         ("fec0::/10", "[fec0:77::7]:80".parse()?, None),
+        ("IPv4 as IPv6", "[::ffff:10.88.0.78]:80".parse()?, Some("10.88.0.78:80".parse()?)),
         ("the metadata service", "169.254.169.254:80".parse()?, None),
         ("the host of the API server", "172.18.0.1:80".parse()?, None),
         ("a node", node, None),
@@ -344,12 +346,12 @@ fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> R
 }
 
 /// Tries all ways at once, prints the table and returns the rows that differ from what is expected.
-fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods) -> Result<Vec<String>> {
+fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Result<Vec<String>> {
     let before = server::records().len();
     let told: Vec<String> = thread::scope(|scope| {
         let tried: Vec<_> = ways.iter().map(|way| scope.spawn(|| (way.attempt)())).collect();
         let told = tried.into_iter().map(|thread| thread.join().expect("no panic"));
-        told.map(|told| told.unwrap_or_else(|error| format!("{error:#}")).replace(['\n', '\r'], " ")).collect()
+        told.map(|told| told.unwrap_or_else(|error| format!("{error:#}")).escape_default().to_string()).collect()
     });
     thread::sleep(Duration::from_secs(1)); // a connection that is under way
     let records = server::records()[before..].to_vec();
@@ -372,15 +374,23 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods) -> Result<Vec<String>> {
         }
     }
     println!("\n{table}");
-    // Every server would have told: all hear the first router's own host, and those of squatters themselves.
+    // Every server would have told: they hear the first router's own host. The other router and the squatters hear themselves.
+    let host = |at: SocketAddr| match at.port() {
+        0 => &pods.squatter.host,
+        _ if routers.pods[1].addresses.contains(&at.ip()) => &routers.pods[1].host,
+        _ => &routers.pods[0].host,
+    };
     let asked = thread::scope(|scope| {
         let asked = ways.iter().map(|way| {
-            scope.spawn(move || match way.heard_at.port() {
-                0 => pods.squatter.host.run(|| connect(SocketAddr::new(way.heard_at.ip(), 8080)).map(drop)),
-                4433 => Ok(()), // policies.rs shows that
-                _ => pods.router.host.run(|| {
-                    connect(way.heard_at)?.write_all(b"hello").with_context(|| way.heard_at.to_string())
-                }),
+            let (host, mut at) = (host(way.heard_at), way.heard_at);
+            scope.spawn(move || {
+                if at.port() == 4433 {
+                    return anyhow::Ok(()); // policies.rs shows that
+                }
+                if at.port() == 0 {
+                    at.set_port(8080);
+                }
+                host.run(|| Ok(connect(at)?.write_all(b"hello")?))
             })
         });
         asked.collect::<Vec<_>>().into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
@@ -396,6 +406,7 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods) -> Result<Vec<String>> {
 #[test]
 fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
     on_it(|cluster| {
+        let started = std::time::Instant::now();
         for network in OUTSIDE {
             cluster.outside.call("ip", &format!("route replace local {network} dev lo"))?;
         }
@@ -403,16 +414,21 @@ fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
             let routers = Routers::find(cluster)?;
             let own = tls(Some(&pods.own_certificate(cluster)?))?;
             let mut ways = Ways::default();
-            ways.add("another tenant's client, as a control", None, |to| {
+            let listed = ways.address(443);
+            ways.add_to("another tenant's client, as a control", Some(ROUTERS[1]), listed, |to| {
                 plain(&pods.other_tenant, to, b"hello".to_vec())
             });
-            ways.list[0].heard_at.set_port(443);
             forged(&mut ways, cluster, pods, &routers)?;
             genuine(&mut ways, pods, &routers, &own);
             private(&mut ways, cluster, pods, &routers, &own)?;
             sidecars(&mut ways, pods, &routers);
             squatters(&mut ways, cluster, pods)?;
-            let wrong = judge(cluster, &ways.list, pods)?;
+            println!("{:.0?} until the pods were ready", started.elapsed());
+            let wrong = judge(cluster, &ways.list, pods, &routers)?;
+            println!("{:.0?} until all was tried", started.elapsed());
+            expect_nothing_to_take(cluster, pods)?;
+            let wrong = [wrong, ask_the_sidecar(cluster, pods)?].concat();
+            println!("{:.0?} until the sidecar was asked", started.elapsed());
             ensure!(wrong.is_empty(), "{} of {} ways:\n{}", wrong.len(), ways.list.len(), wrong.join("\n"));
             Ok(())
         })
