@@ -5,12 +5,14 @@ use crate::{
     cluster::Cluster,
     hostile_pods::Pods,
     identity::{connect, hear},
+    pod::{list, text},
     server,
     shipped::ROUTERS,
 };
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
@@ -23,7 +25,7 @@ const FIND: [&str; 18] = [
 ];
 const FIND_TOKENS: [&str; 6] = ["-name", "*token*", "-o", "-name", "*.key", ")"];
 
-/// Expects that the application's container has no key, token or socket, and that its account may change nothing.
+/// Expects that the application's container has no key, token or socket.
 pub fn expect_nothing_to_take(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let find = [&FIND[..], &FIND_TOKENS, &["-print"]].concat();
     let found = pods.client.exec(cluster, "app", &find)?;
@@ -36,29 +38,60 @@ pub fn expect_nothing_to_take(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let processes = pods.client.exec(cluster, "app", &["sh", "-c", "cat /proc/[0-9]*/cmdline | tr \"\\0\" \" \""])?;
     ensure!(processes.contains("sleep") && !processes.contains("envoy"), "it sees {processes}");
 
-    println!("\naccount of the application        may");
-    for account in ["system:serviceaccount:tenant-a:client", "system:anonymous"] {
-        for (verb, what, namespace) in [
-            ("create", "serviceaccounts/token", "tenant-a"),
-            ("create", "envoyfilters.networking.istio.io", "tenant-a"),
-            ("create", "pods", "tenant-a"),
-            ("create", "pods", "egress-routers"),
-            ("create", "pods/exec", "egress-routers"),
-            ("get", "secrets", "istio-system"),
-            ("update", "configmaps", "egress-routers"),
-            ("delete", "networkpolicies.networking.k8s.io", "tenant-a"),
-        ] {
-            let can = |account: &str| {
-                let say = cluster.kubectl(&["auth", "can-i", verb, what, "--namespace", namespace, "--as", account]);
-                say.map_or_else(|error| format!("{error:#}"), |said| said)
-            };
-            // kubectl fails if the answer is no.
-            let said = can(account);
-            ensure!(!said.starts_with("yes") && said.contains("exit status: 1"), "{account}: {verb} {what}: {said}");
-        }
-        println!("{account:<40} none of 8 permissions");
-    }
     Ok(())
+}
+
+/// Expects that neither the application's account nor nobody at all may change or read what matters here.
+pub fn expect_no_permissions(cluster: &Cluster) -> Result<()> {
+    let mut reviews = Vec::new();
+    for (user, group) in [
+        ("system:serviceaccount:tenant-a:client", "system:authenticated"),
+        ("system:anonymous", "system:unauthenticated"),
+        ("administrator", "system:masters"), // as a control
+    ] {
+        for (verb, group_of, resource, subresource, namespace) in [
+            ("create", "", "serviceaccounts", "token", "tenant-a"),
+            ("create", "networking.istio.io", "envoyfilters", "", "tenant-a"),
+            ("delete", "networking.k8s.io", "networkpolicies", "", "tenant-a"),
+            ("create", "", "pods", "", "tenant-a"),
+            ("create", "", "pods", "", "egress-routers"),
+            ("create", "", "pods", "exec", "egress-routers"),
+            ("update", "", "configmaps", "", "egress-routers"),
+            ("get", "", "secrets", "", "istio-system"),
+        ] {
+            let what = json!({ "verb": verb, "group": group_of, "resource": resource, "subresource": subresource,
+                "namespace": namespace });
+            let review = json!({ "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                "spec": { "user": user, "groups": [group], "resourceAttributes": what } });
+            reviews.push(review);
+        }
+    }
+    let reviews = json!({ "apiVersion": "v1", "kind": "List", "items": reviews }).to_string();
+    let answered = cluster.kubectl_with(&["create", "--output=json", "--filename", "-"], &reviews)?;
+    let mut counts = BTreeMap::<String, [usize; 2]>::new();
+    for review in serde_json::Deserializer::from_str(&answered).into_iter::<Value>() {
+        let review = review?;
+        for review in if review["kind"] == "List" { list(&review, "/items") } else { vec![review] } {
+            let count = counts.entry(text(&review, "/spec/user")?.to_owned()).or_default();
+            count[0] += 1;
+            count[1] += usize::from(review["status"]["allowed"] == true);
+        }
+    }
+    println!("\npermissions asked for and granted: {counts:?}");
+    let expected = [("administrator", [8, 8]), ("system:anonymous", [8, 0]), ("system:serviceaccount:tenant-a:client", [8, 0])];
+    ensure!(counts.iter().map(|(user, count)| (user.as_str(), *count)).eq(expected), "{counts:?}");
+    Ok(())
+}
+
+/// The ports on which anything listens in the application's network, of which it can reach each.
+fn listening(cluster: &Cluster, pods: &Pods) -> Result<BTreeSet<u16>> {
+    let sockets = pods.client.exec(cluster, "app", &["cat", "/proc/net/tcp", "/proc/net/tcp6"])?;
+    let port = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (_, port) = fields.get(1)?.rsplit_once(':')?;
+        (*fields.get(3)? == "0A").then(|| u16::from_str_radix(port, 16).ok())?
+    };
+    Ok(sockets.lines().filter_map(port).collect())
 }
 
 /// A request to a port of the sidecar, and a part of the answer that shows that it was understood.
@@ -79,11 +112,9 @@ const fn post(port: u16, path: &'static str, status: Option<u16>) -> Request {
 }
 
 /// From those that only read to those that end the sidecar.
-const REQUESTS: [Request; 15] = [
+const REQUESTS: [Request; 13] = [
     get(15000, "/config_dump", 200),
     get(15000, "/certs", 200),
-    get(15004, "/debug/syncz", 200),
-    get(15004, "/debug/config_dump?proxyID=other-tenant.tenant-b", 200),
     get(15020, "/stats/prometheus", 200),
     get(15021, "/healthz/ready", 200),
     get(15090, "/stats/prometheus", 200),
@@ -103,12 +134,16 @@ pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
     let mut table =
         format!("{:<58}  {:<6}  {:<28}  beginning of the answer\n", "request to its sidecar", "status", "connections then");
     let mut wrong = Vec::new();
+    let listening = listening(cluster, pods)?;
     for (request, last) in REQUESTS.iter().zip(200_u8..) {
         let to = SocketAddr::new(Ipv4Addr::new(198, 51, 100, last).into(), 5432);
         let url = format!("http://127.0.0.1:{}{}", request.port, request.path);
+        if request.path == "/quitquitquit" {
+            cluster.eventually("the sidecar's agent", |_| pods.client.host.run(|| crate::get("http://127.0.0.1:15021/healthz/ready")).map(drop))?;
+        }
         let before = server::records().len();
         let (status, body) = pods.client.host.run(|| send(request.method, &url)).unwrap_or_else(|error| (0, format!("{error:#}")));
-        let counts = connections(pods, to, if request.method == "GET" { 1 } else { 15 });
+        let counts = connections(pods, to, if request.path.ends_with("quitquitquit") || request.path == "/drain_listeners" { 15 } else { 1 });
         let seen: Vec<IpAddr> =
             server::records()[before..].iter().filter(|record| record.seen.to == to).map(|record| record.seen.from).collect();
         let shown: Vec<String> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
@@ -127,7 +162,7 @@ pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
         }
         ensure!(!body.contains("PRIVATE KEY"), "{name} tells a key");
     }
-    println!("\n{table}");
+    println!("\n{table}listening: {listening:?}");
     Ok(wrong)
 }
 
