@@ -101,7 +101,7 @@ fn under_registry_only_sluice_still_decides() -> Result<()> {
             for client in &cluster.clients {
                 cluster.eventually("REGISTRY_ONLY", |_| {
                     let chains = chains(cluster, client)?;
-                    let black = "virtualOutbound-catchall-tcp: sluice → tcp_proxy(BlackHoleCluster)";
+                    let black = "virtualOutbound-catchall-tcp: local_ratelimit → sluice → tcp_proxy(BlackHoleCluster)";
                     ensure!(chains.contains(black), "{chains}");
                     Ok(())
                 })?;

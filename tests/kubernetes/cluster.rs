@@ -47,7 +47,7 @@ const ISTIO: [&str; 8] = [
 fn istio() -> Result<Vec<String>> {
     let variant = env::var("SLUICE_ISTIO").unwrap_or_else(|_| "tests".into());
     let mut settings: Vec<String> = ISTIO.iter().map(|&setting| setting.into()).collect();
-    settings.push(format!("tag={}", if variant == "previous" { "previous" } else { "tests" }));
+    settings.push(format!("tag={}", istio_tag()));
     match variant.as_str() {
         "tests" | "previous" => {}
         "cni" => settings.extend(
@@ -63,13 +63,18 @@ fn istio() -> Result<Vec<String>> {
     Ok(settings.into_iter().flat_map(|setting| ["--set".into(), setting]).collect())
 }
 
+/// The tag of Istio's images.
+pub fn istio_tag() -> &'static str {
+    if env::var("SLUICE_ISTIO").is_ok_and(|variant| variant == "previous") { "previous" } else { "tests" }
+}
+
 /// Expects a client to have been injected by the Istio that was asked for.
 fn expect_istio(client: &Pod) -> Result<()> {
     let variant = env::var("SLUICE_ISTIO").unwrap_or_default();
     let init = list(&client.object, "/spec/initContainers");
     let has = |name: &str| init.iter().any(|container| container["name"] == name);
-    let tag = if variant == "previous" { "proxyv2:previous" } else { "proxyv2:tests" };
-    ensure!(client.object["spec"].to_string().contains(tag), "{}: no image {tag}", client.name);
+    let image = format!("proxyv2:{}", istio_tag());
+    ensure!(client.object["spec"].to_string().contains(&image), "{}: no image {image}", client.name);
     // With the plugin, a container checks what the plugin did.
     let (present, absent) =
         if variant == "cni" { ("istio-validation", "istio-init") } else { ("istio-init", "istio-validation") };

@@ -11,7 +11,11 @@ use crate::{
     sidecar::{admin, extension, stats},
 };
 use anyhow::{Context, Result, ensure};
-use std::{fmt::Write as _, net::SocketAddr};
+use serde_json::Value;
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 #[test]
 fn connections_leave_by_the_router_of_their_source() -> Result<()> {
@@ -25,11 +29,7 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
                     let seen = cluster.expect_routed(client, to, &says)?;
                     let egress = cluster.router(seen.from)?;
                     writeln!(table, "{:<17}  {to:<20}  {egress:<14}  {}", client.source(to.ip()).to_string(), seen.to)?;
-                    told.push((
-                        egress,
-                        format!("source={}", socket(client.source(to.ip()))),
-                        format!("destination={to} "),
-                    ));
+                    told.push((egress, client.source(to.ip()), to));
                 }
             }
         }
@@ -38,12 +38,35 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
         cluster.eventually("the routers' access logs", |_| {
             let mut logs = Vec::new();
             for router in cluster.routers()? {
-                logs.push((router.app().to_owned(), router.log(cluster, "envoy")?));
+                logs.push((router.app().to_owned(), router.entries(cluster, "envoy")?));
             }
             for (egress, source, destination) in &told {
-                let entry = |line: &str| line.contains(source) && line.contains(destination);
-                let logged = logs.iter().any(|(router, log)| router == egress && log.lines().any(entry));
-                ensure!(logged, "{egress}: no {source} {destination}");
+                let identity = "spiffe://cluster.local/ns/default/sa/client";
+                let entry = |entry: &Value| {
+                    address(&entry["source"]) == Some(*source)
+                        && entry["destination"] == destination.to_string()
+                        && entry["identity"] == identity
+                        && entry["tenant"] == "clients"
+                        && entry["upstream"].is_string()
+                };
+                let logged = logs.iter().any(|(router, entries)| router == egress && entries.iter().any(entry));
+                ensure!(logged, "{egress}: no {source} {destination} of {identity} in {logs:?}");
+            }
+            // The sidecars' own.
+            for client in &cluster.clients {
+                let entries = client.entries(cluster, "istio-proxy")?;
+                for (egress, source, destination) in
+                    told.iter().filter(|(_, source, _)| client.addresses.contains(source))
+                {
+                    let router = format!("spiffe://cluster.local/ns/egress-routers/sa/{egress}");
+                    let entry = |entry: &Value| {
+                        address(&entry["source"]) == Some(*source)
+                            && entry["destination"] == destination.to_string()
+                            && entry["decision"].as_str().is_some_and(|cluster| cluster.contains(egress))
+                            && entry["identity"] == router.as_str()
+                    };
+                    ensure!(entries.iter().any(entry), "{}: no {destination} to {router} in {entries:?}", client.name);
+                }
             }
             Ok(())
         })?;
@@ -51,10 +74,9 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
     })
 }
 
-/// How Envoy writes an address before the port.
-fn socket(address: std::net::IpAddr) -> String {
-    let text = SocketAddr::new(address, 1).to_string();
-    text[..text.len() - 1].to_owned()
+/// The address that Envoy wrote before a port.
+fn address(socket: &Value) -> Option<IpAddr> {
+    Some(socket.as_str()?.parse::<SocketAddr>().ok()?.ip())
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use crate::{
     client_hello::client_hello,
     cluster::{Cluster, on_it},
-    module_delivery::{echo, still_there},
     outside,
     pod::{DEADLINE, Pod, list},
     server::{self, Seen},
@@ -24,11 +23,11 @@ use std::{
 
 /// The ready pods of each router, by name, and the addresses that its pods have had, as the API server reported them.
 #[derive(Default)]
-struct Watched {
+pub struct Watched {
     ready: BTreeMap<String, BTreeSet<String>>,
     addresses: BTreeMap<IpAddr, String>,
     /// The fewest ready pods of any router, once both had two.
-    fewest: Option<usize>,
+    pub fewest: Option<usize>,
 }
 
 impl Watched {
@@ -54,7 +53,7 @@ impl Watched {
 }
 
 /// Watches the routers' pods while it does this.
-fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(Watched, T)> {
+pub fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(Watched, T)> {
     let watch = ["get", "pods", "--namespace", ROUTERS_NAMESPACE, "--watch", "--output-watch-events", "--output=json"];
     let mut watcher = cluster.spawn_kubectl(&watch)?;
     let events = watcher.stdout.take().context("a pipe")?;
@@ -80,10 +79,10 @@ fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(W
 }
 
 /// A connection of the load: its source, when it began, and what became of it.
-type Tried = (IpAddr, Instant, Result<Seen>);
+pub type Tried = (IpAddr, Instant, Result<Seen>);
 
 /// Connects continuously from these clients, in both families, while it does this.
-fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Result<(Vec<Tried>, T)> {
+pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Result<(Vec<Tried>, T)> {
     let (hello, ended) = (client_hello("a.example.com")?, AtomicBool::new(false));
     thread::scope(|scope| {
         let load: Vec<_> = clients
@@ -110,9 +109,16 @@ fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Result<(V
     })
 }
 
-/// Prints what became of the load. Expects that nobody but the source's own router answered, and that no client was without
-/// an answer for longer than this.
-fn judge(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<()> {
+/// Prints what became of the load. Expects that no connection was lost, that nobody but the source's own router answered, and
+/// that no client was without an answer for longer than this.
+pub fn judge(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<()> {
+    let lost = count_lost(what, tried, watched, longest)?;
+    ensure!(lost == 0, "{what}: {lost} lost");
+    Ok(())
+}
+
+/// The same for a disruption that may lose connections, whose number it returns.
+pub fn count_lost(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<usize> {
     let mut gaps: BTreeMap<IpAddr, (Instant, Duration)> = BTreeMap::new();
     let (mut lost, mut misrouted) = (BTreeMap::<String, usize>::new(), Vec::new());
     for (source, began, seen) in tried {
@@ -138,11 +144,11 @@ fn judge(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> R
     ensure!(misrouted.is_empty(), "{misrouted:?}, of {:?}", watched.addresses);
     ensure!(opened - missed > 100, "{} answered: no load to speak of", opened - missed);
     ensure!(gap < longest, "a client was without an answer for {gap:?}");
-    Ok(())
+    Ok(missed)
 }
 
 /// Restarts the pods of both routers at the same time.
-fn restart_routers(cluster: &Cluster) -> Result<()> {
+pub fn restart_routers(cluster: &Cluster) -> Result<()> {
     for router in ROUTERS {
         cluster.kubectl(&["rollout", "restart", "--namespace", ROUTERS_NAMESPACE, &format!("deployment/{router}")])?;
     }
@@ -211,36 +217,13 @@ fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<(
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_rolling_restart_misroutes_nothing_and_spreads_the_routers() -> Result<()> {
+fn a_rolling_restart_loses_nothing_and_spreads_the_routers() -> Result<()> {
     on_it(|cluster| {
-        let mut held = Vec::new();
-        for client in &cluster.clients {
-            for _ in 0..10 {
-                held.push(echo(&client.host)?);
-            }
-        }
         let clients = cluster.clients.clone();
-        let started = Instant::now();
         let (watched, (tried, ())) = watching(cluster, || under_load(&clients, || restart_routers(cluster)))?;
         judge("rolling restart", &tried, &watched, DEADLINE)?;
-        // Cut or whole, but none that hangs: that would be a timeout.
-        let cut: Vec<_> = held.iter_mut().filter_map(|held| still_there(held).err()).collect();
-        println!(
-            "rolling restart: {} held connections, {} cut, within {:.1?}",
-            held.len(),
-            cut.len(),
-            started.elapsed()
-        );
-        let timeout = |error: &&anyhow::Error| {
-            error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
-        };
-        ensure!(!cut.iter().any(|error| timeout(&error)), "{cut:?}");
         ensure!(watched.fewest >= Some(1), "{:?}", watched.ready);
-        expect_nodes(cluster, ["node1", "node2"])?;
-        for client in &cluster.clients {
-            cluster.expect_routed(client, outside(0, 443), &client_hello("a.example.com")?)?;
-        }
-        Ok(())
+        expect_nodes(cluster, ["node1", "node2"])
     })
 }
 

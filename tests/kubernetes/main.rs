@@ -15,9 +15,12 @@ mod cluster;
 mod connections;
 mod declared_externals;
 mod disruptions;
+mod drain;
+mod failover;
 mod hostile;
 mod hostile_pods;
 mod hostile_sidecar;
+mod hostile_ways;
 mod identity;
 mod istiod;
 mod keeper;
@@ -32,6 +35,7 @@ mod shipped;
 mod sidecar;
 mod sidecars;
 mod tenants;
+mod trust;
 mod verify;
 
 #[path = "../common/client_hello.rs"]

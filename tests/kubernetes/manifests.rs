@@ -48,6 +48,7 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
         let explained = [
             "Info IST0102 Namespace default",
             "Warning IST0133 EnvoyFilter default/sluice",
+            "Warning IST0133 EnvoyFilter default/sluice-limits",
             "Warning IST0133 EnvoyFilter default/sluice-passthrough",
             "Warning IST0133 EnvoyFilter default/sluice-port-80",
         ];
@@ -59,26 +60,34 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
 #[test]
 fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() -> Result<()> {
     on_it(|cluster| {
-        cluster.edit(SETTINGS, "  namespace: &namespace ", "elsewhere")?;
+        cluster.edit(SETTINGS, "  namespace: ", "elsewhere")?;
+        cluster.edit(SETTINGS, "  trustDomain: ", "mesh.example")?;
+        cluster.edit(SETTINGS, "  metricsNamespace: ", "prometheus")?;
         cluster.edit(SETTINGS, "  routerNamespace: ", "routers")?;
         cluster.edit(SETTINGS, "  workload: ", "{ team: mine }")?;
         cluster.edit(SETTINGS, "    - 10.244.", "\n    - 10.9.0.0/16")?;
         let made = cluster.kubectl(&["kustomize", &cluster.manifests.to_string_lossy()])?;
         cluster.fresh_manifests()?;
-        // Routers' configuration apart: it is text.
+        // The routers' configuration is text, into which only routers.yaml is copied.
         let made: Vec<&str> = made.split("\n---\n").filter(|one| !one.contains("kind: ConfigMap")).collect();
         let count = |text: &str| made.iter().map(|one| one.matches(text).count()).sum::<usize>();
         for (text, times) in [
-            ("namespace: elsewhere", 7),
+            ("namespace: elsewhere", 8),
             ("namespace: routers", 12),
             ("name: routers", 1),
-            ("- elsewhere", 2),
+            ("metadata.name: elsewhere", 2),
+            ("metadata.name: prometheus", 2),
+            ("monitoring", 0),
             (".routers.svc.cluster.local", 4),
+            ("spiffe://mesh.example/ns/routers/sa/egress-router1", 1),
+            ("spiffe://mesh.example/ns/routers/sa/egress-router2", 1),
+            ("spiffe:", 2),
+            ("value: mesh.example", 2),
             ("default", 0),
             ("egress-routers", 0),
-            ("labels:\n      team: mine", 3),
+            ("labels:\n      team: mine", 4),
             ("matchLabels:\n      team: mine", 2),
-            ("matchLabels:\n          team: mine", 2),
+            ("matchLabels:\n          team: mine", 6),
             ("10.9.0.0/16", 1),
             ("10.244.0.0/16", 0),
         ] {

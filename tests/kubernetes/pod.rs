@@ -51,6 +51,12 @@ impl Pod {
         cluster.kubectl(&["logs", "--namespace", &self.namespace, &self.name, "--container", container])
     }
 
+    /// The access log that a container's Envoy wrote: what of its output is a JSON object.
+    pub fn entries(&self, cluster: &Cluster, container: &str) -> Result<Vec<Value>> {
+        let log = self.log(cluster, container)?;
+        Ok(log.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect())
+    }
+
     /// Runs a command in a container and returns what it printed.
     pub fn exec(&self, cluster: &Cluster, container: &str, command: &[&str]) -> Result<String> {
         let exec = ["exec", "--namespace", &self.namespace, &self.name, "--container", container, "--"];
@@ -85,13 +91,24 @@ pub fn manifest(namespace: &str, name: &str, labels: &str, annotations: &str, co
     )
 }
 
-/// The specification of a pod, in flow style: a container of busybox that runs this in a shell. `$IPS` is the pod's addresses.
+/// The specification of a pod, in flow style: a container of busybox that runs this in a shell, with the clients' identity. `$IPS` is the pod's addresses.
 pub fn specification(command: &str) -> String {
     format!(
-        "{{ automountServiceAccountToken: false, terminationGracePeriodSeconds: 1, restartPolicy: Never, containers: [{{ \
+        "{{ serviceAccountName: client, automountServiceAccountToken: false, terminationGracePeriodSeconds: 1, restartPolicy: Never, containers: [{{ \
          name: app, image: docker.io/library/busybox, command: [sh, -c, '{command}'], \
          env: [{{ name: IPS, valueFrom: {{ fieldRef: {{ fieldPath: status.podIPs }} }} }}] }}] }}"
     )
+}
+
+/// The process of this name in a pod's network.
+pub fn process_of(pod: &Pod, name: &str) -> Result<u32> {
+    let network = pod.host.run(|| fs::read_link("/proc/thread-self/ns/net"))?;
+    let processes = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let of_pod = |id: &u32| {
+        fs::read_link(format!("/proc/{id}/ns/net")).is_ok_and(|link| link == network)
+            && fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|found| found.trim() == name)
+    };
+    processes.into_iter().find(of_pod).with_context(|| format!("{}: no {name}", pod.name))
 }
 
 /// A process of the pod, by this machine's numbers, from the pod's cgroup on its node.

@@ -1,8 +1,8 @@
 //! The shipped manifests on the cluster, edited as a user edits them, and the clients that they make.
 
 use crate::{
-    cluster::{Cluster, REGISTRY},
-    pod::{self, Pod},
+    cluster::{Cluster, REGISTRY, istio_tag},
+    pod::{self, Pod, list},
     server::{self, First, Seen},
     sidecar::extension,
 };
@@ -27,6 +27,7 @@ impl Cluster {
         let done = Command::new("cp").arg("-r").arg(testbed::root().join("istio")).arg(&self.manifests).status()?;
         ensure!(done.success(), "cp: {done}");
         self.edit(SETTINGS, "  module: ", &self.module)?;
+        self.edit(SETTINGS, "  istioProxy: ", &format!("docker.io/istio/proxyv2:{}", istio_tag()))?;
         self.edit(SETTINGS, DIRECT, &format!("{}\n#{DIRECT}", direct(REGISTRY)))?;
         self.admit(API)
     }
@@ -128,9 +129,16 @@ impl Cluster {
 
     /// The router that has this address, or `none`.
     pub fn router(&self, address: IpAddr) -> Result<String> {
-        let routers = self.routers()?;
-        let router = routers.iter().find(|router| router.addresses.contains(&address));
-        Ok(router.map_or("none", |router| router.app()).to_owned())
+        // Those that drain too.
+        let selector = format!("app in ({})", ROUTERS.join(","));
+        let pods = list(&self.get(&["--namespace", ROUTERS_NAMESPACE, "pods", "--selector", &selector])?, "/items");
+        let address = address.to_string();
+        let has = |pod: &&Value| list(pod, "/status/podIPs").iter().any(|ip| ip["ip"] == address.as_str());
+        Ok(pods
+            .iter()
+            .find(has)
+            .map_or("none", |pod| pod["metadata"]["labels"]["app"].as_str().unwrap_or("none"))
+            .to_owned())
     }
 
     /// Connects from each client and expects no server to hear of it.

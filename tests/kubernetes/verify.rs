@@ -4,7 +4,7 @@ use crate::{
     cluster::{Cluster, on_it},
     module_delivery::restoring,
     outside,
-    pod::Pod,
+    pod::process_of,
     shipped::{SETTINGS, expected_router},
 };
 use anyhow::{Context, Result, ensure};
@@ -334,7 +334,7 @@ fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
 fn verify_ends_if_a_sidecar_hangs_and_checks_the_others() -> Result<()> {
     on_it(|cluster| {
         let hung = &cluster.clients[0];
-        let process = envoy(hung)?;
+        let process = process_of(hung, "envoy")?;
         signal("STOP", process)?;
         let started = Instant::now();
         let outcome = cluster.verify(None);
@@ -355,15 +355,4 @@ fn signal(name: &str, process: u32) -> Result<()> {
     let done = std::process::Command::new("kill").args([format!("-{name}"), process.to_string()]).status()?;
     ensure!(done.success(), "kill: {done}");
     Ok(())
-}
-
-/// The Envoy in a pod's network.
-fn envoy(pod: &Pod) -> Result<u32> {
-    let network = pod.host.run(|| fs::read_link("/proc/thread-self/ns/net"))?;
-    let processes = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let of_pod = |id: &u32| {
-        fs::read_link(format!("/proc/{id}/ns/net")).is_ok_and(|link| link == network)
-            && fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "envoy")
-    };
-    processes.into_iter().find(of_pod).context("no Envoy")
 }

@@ -205,11 +205,17 @@ fn seen(routers: &[Value], clients: &[Value], since: &str) -> Result<BTreeSet<(S
     for router in routers {
         let app = router["metadata"]["labels"]["app"].as_str().context("a router without its label")?;
         for line in log(router, "envoy", &format!("--since={since}"))?.lines() {
-            let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
-            let (Some(source), Some(destination)) = (field("source="), field("destination=")) else { continue };
+            // The time by kubectl, then one JSON object. Envoy's own messages are not JSON.
+            let Some(Ok(entry)) = line.split_once(' ').map(|(_, entry)| serde_json::from_str::<Value>(entry)) else {
+                continue;
+            };
+            let (Some(source), Some(destination)) = (entry["source"].as_str(), entry["destination"].as_str()) else {
+                continue;
+            };
             let source = source.rsplit_once(':').map_or(source, |(address, _)| address);
             let source = source.trim_start_matches('[').trim_end_matches(']').to_owned();
-            if sources.contains(&source) && field("cluster=") == Some("destination") {
+            // Without an upstream it was refused.
+            if sources.contains(&source) && entry["upstream"].is_string() {
                 rows.insert((source, app.to_owned(), destination.to_owned()));
             }
         }

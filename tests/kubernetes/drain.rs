@@ -1,0 +1,156 @@
+//! Routers that end, by plan and by force, under load and with connections that stay open.
+
+use crate::{
+    cluster::{Cluster, on_it},
+    disruptions::{count_lost, judge, under_load, watching},
+    module_delivery::{echo, still_there},
+    pod::{Pod, process_of},
+    server,
+    shipped::{ROUTERS, ROUTERS_NAMESPACE},
+};
+use anyhow::{Context, Result, ensure};
+use std::{
+    net::{IpAddr, TcpStream},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The routers' preStop, less what a loaded machine may take to notice.
+const DRAIN: Duration = Duration::from_secs(25);
+/// When a pod that ends is gone: after its preStop and before its grace period is over.
+const GONE: Duration = Duration::from_secs(45);
+/// How long a client may be without an answer while a router ends.
+const GAP: Duration = Duration::from_secs(5);
+
+/// The file with the routers' lists, and a line in it.
+const LISTS: &str = "settings/routers.yaml";
+const PORTS: &str = "      ports: &clients_ports ";
+
+/// A connection that stays open, and the address of the router's pod that carries it.
+struct Held {
+    stream: TcpStream,
+    router: IpAddr,
+}
+
+/// Opens ten of each client's, while nothing else connects.
+fn hold(cluster: &Cluster) -> Result<Vec<Held>> {
+    let mut held = Vec::new();
+    for client in cluster.clients.iter().flat_map(|client| [client; 10]) {
+        let before = server::records().len();
+        let stream = echo(&client.host)?;
+        let router = server::records()[before..].first().context("no connection arrived")?.seen.from;
+        held.push(Held { stream, router });
+    }
+    Ok(held)
+}
+
+/// Uses the connections until this time, and returns how many of those are cut that these pods carry, and of the others.
+fn cut(held: &mut [Held], pods: &[Pod], until: Instant) -> (usize, usize) {
+    let carried = |held: &Held| pods.iter().any(|pod| pod.addresses.contains(&held.router));
+    loop {
+        let cut: Vec<bool> = held
+            .iter_mut()
+            .map(|held| (still_there(&mut held.stream).is_err(), carried(held)))
+            .filter(|(cut, _)| *cut)
+            .map(|(_, carried)| carried)
+            .collect();
+        if Instant::now() > until {
+            let theirs = cut.iter().filter(|carried| **carried).count();
+            return (theirs, cut.len() - theirs);
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// A pod of each router.
+fn one_of_each(cluster: &Cluster) -> Result<Vec<Pod>> {
+    let pod = |router: &&str| cluster.pods(ROUTERS_NAMESPACE, &format!("app={router}"))?.pop().context("a pod");
+    ROUTERS.iter().map(pod).collect()
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn a_router_that_is_told_to_end_takes_no_new_connections_and_keeps_the_others_for_its_drain() -> Result<()> {
+    on_it(|cluster| {
+        let mut held = hold(cluster)?;
+        let pods = one_of_each(cluster)?;
+        let carried = held.iter().filter(|held| pods.iter().any(|pod| pod.addresses.contains(&held.router))).count();
+        ensure!(carried > 0, "the pods carry nothing");
+        let clients = cluster.clients.clone();
+        let (watched, (tried, ())) = watching(cluster, || {
+            under_load(&clients, || {
+                let started = Instant::now();
+                for pod in &pods {
+                    cluster.kubectl(&["delete", "pod", "--namespace", ROUTERS_NAMESPACE, "--wait=false", &pod.name])?;
+                }
+                let early = cut(&mut held, &pods, started + DRAIN);
+                let late = cut(&mut held, &pods, started + GONE);
+                println!(
+                    "drain: {} held, {carried} of pods that end; cut until {DRAIN:?}: {early:?}, then {late:?}",
+                    held.len()
+                );
+                ensure!(early == (0, 0), "cut within {DRAIN:?}: {early:?}");
+                ensure!(late == (carried, 0), "cut at the end: {late:?}, of {carried}");
+                ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
+            })
+        })?;
+        judge("drain", &tried, &watched, GAP)
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn a_changed_list_rolls_the_routers_out_and_loses_nothing() -> Result<()> {
+    on_it(|cluster| {
+        let mut held = hold(cluster)?;
+        let before: Vec<String> = cluster.routers()?.into_iter().map(|router| router.name).collect();
+        let clients = cluster.clients.clone();
+        let outcome = watching(cluster, || {
+            under_load(&clients, || {
+                let started = Instant::now();
+                cluster.edit(LISTS, PORTS, "\"5432|5433\"")?;
+                cluster.apply()?;
+                let early = cut(&mut held, &[], started + DRAIN);
+                ensure!(early == (0, 0), "cut within {DRAIN:?}: {early:?}");
+                ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
+            })
+        });
+        let after: Vec<String> = cluster.routers()?.into_iter().map(|router| router.name).collect();
+        cluster.fresh_manifests()?;
+        cluster.apply()?;
+        ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
+        let (watched, (tried, ())) = outcome?;
+        ensure!(!after.iter().any(|name| before.contains(name)), "{before:?}, then {after:?}");
+        judge("changed list", &tried, &watched, GAP)
+    })
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn a_router_that_is_killed_loses_what_it_carried_and_hardly_anything_else() -> Result<()> {
+    on_it(|cluster| {
+        let mut held = hold(cluster)?;
+        let pods = one_of_each(cluster)?;
+        let carried = held.iter().filter(|held| pods.iter().any(|pod| pod.addresses.contains(&held.router))).count();
+        let clients = cluster.clients.clone();
+        let (watched, (tried, lost)) = watching(cluster, || {
+            under_load(&clients, || {
+                for pod in &pods {
+                    let killed =
+                        Command::new("kill").args(["-KILL", &process_of(pod, "envoy")?.to_string()]).status()?;
+                    ensure!(killed.success(), "kill: {killed}");
+                }
+                thread::sleep(Duration::from_secs(10));
+                Ok(cut(&mut held, &pods, Instant::now()))
+            })
+        })?;
+        ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
+        println!("kill -9: {} held, {carried} of the killed, cut: {lost:?}", held.len());
+        ensure!(lost == (carried, 0), "cut: {lost:?}, of {carried}");
+        // At most those that were being opened: each of the four that connect had one on its way.
+        let missed = count_lost("kill -9", &tried, &watched, GAP)?;
+        ensure!(missed <= 4, "{missed} lost");
+        Ok(())
+    })
+}

@@ -1,0 +1,161 @@
+//! The certificates of sidecars and routers: whom each accepts, and that they are renewed.
+
+use crate::{
+    client_hello::client_hello,
+    cluster::{Cluster, on_it},
+    disruptions::{judge, under_load, watching},
+    module_delivery::restoring,
+    outside,
+    pod::{Pod, list},
+    server,
+    shipped::{ROUTERS, ROUTERS_NAMESPACE, expected_router},
+    sidecar::{admin, stats},
+};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The life of a certificate in the test. It is renewed after half of it.
+const LIFE: &str = "40s";
+/// Four renewals and more.
+const LONG: Duration = Duration::from_secs(90);
+
+/// The serial numbers of a proxy's own certificates, without those of authorities.
+fn serials(pod: &Pod) -> Result<Vec<String>> {
+    let certificates: Value = serde_json::from_str(&admin(pod, "/certs")?)?;
+    let chains = list(&certificates, "/certificates").into_iter().flat_map(|one| list(&one, "/cert_chain"));
+    let own = chains.filter(|one| list(one, "/subject_alt_names").iter().any(|name| name.get("uri").is_some()));
+    Ok(own.filter_map(|one| Some(one["serial_number"].as_str()?.to_owned())).collect())
+}
+
+#[test]
+fn sessions_are_not_resumed_and_so_end_with_their_certificates() -> Result<()> {
+    on_it(|cluster| {
+        for client in &cluster.clients {
+            for _ in 0..5 {
+                cluster.expect_routed(client, outside(0, 443), &client_hello("a.example.com")?)?;
+            }
+        }
+        let (mut handshakes, mut resumed) = (0, 0);
+        for router in cluster.routers()? {
+            let sum = |name: &str| -> Result<u64> {
+                let counted = stats(&router, |one| one.starts_with("listener.") && one.ends_with(name))?;
+                ensure!(!counted.is_empty(), "{}: nothing counts {name}", router.name);
+                Ok(counted.into_iter().map(|(_, count)| count).sum())
+            };
+            handshakes += sum(".ssl.handshake")?;
+            resumed += sum(".ssl.session_reused")?;
+        }
+        println!("{handshakes} handshakes, {resumed} of them of sessions that were resumed");
+        ensure!(handshakes >= 10 && resumed == 0, "{handshakes} handshakes, {resumed} resumed");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_router_of_another_identity_gets_no_payload() -> Result<()> {
+    on_it(|cluster| {
+        let client = cluster.clients.iter().find(|client| expected_router(client.addresses[0]) == ROUTERS[0]);
+        let client = client.context("a client of router 1")?;
+        let (to, secret) = (outside(0, 443), b"a secret".as_slice());
+        cluster.expect_routed(client, to, secret)?;
+        // As the router of the sidecar's trust has another identity, the real one is an impostor to it.
+        let patch = r#"[{"op": "replace", "path": "/spec/trafficPolicy/tls/subjectAltNames/0", "value": "spiffe://cluster.local/ns/egress-routers/sa/other"}]"#;
+        let rule =
+            ["patch", "destinationrule", "--namespace", ROUTERS_NAMESPACE, ROUTERS[0], "--type=json", "--patch", patch];
+        cluster.kubectl(&rule)?;
+        let test = || -> Result<()> {
+            cluster.eventually("the other identity", |_| {
+                let clusters = admin(client, "/config_dump?resource=dynamic_active_clusters")?;
+                ensure!(clusters.contains("/sa/other"), "{clusters}");
+                Ok(())
+            })?;
+            let before = server::records().len();
+            for _ in 0..3 {
+                let seen = server::ask(&client.host, to, secret);
+                ensure!(seen.is_err(), "{seen:?}");
+            }
+            let arrived = server::records()[before..].iter().filter(|record| record.said == secret).count();
+            ensure!(arrived == 0, "{arrived} arrived");
+            cluster.eventually("the reason in the sidecar's log", |cluster| {
+                let entries = client.entries(cluster, "istio-proxy")?;
+                let refused = |entry: &&Value| {
+                    entry["reason"].as_str().is_some_and(|reason| reason.contains("CERTIFICATE_VERIFY_FAILED"))
+                };
+                let refused = entries.iter().filter(refused).count();
+                ensure!(refused >= 3, "{refused} of {entries:?}");
+                Ok(())
+            })?;
+            // The routers log that the sidecar went away, and no byte of payload.
+            cluster.eventually("the routers' logs", |cluster| {
+                let mut cut = 0;
+                for router in cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))? {
+                    for entry in router.entries(cluster, "envoy")?.iter().filter(|entry| entry["reason"].is_string()) {
+                        ensure!(entry["received"] == 0 && entry["upstream"].is_null(), "{entry}");
+                        cut += 1;
+                    }
+                }
+                ensure!(cut >= 3, "{cut} handshakes ended");
+                Ok(())
+            })
+        };
+        let outcome = test();
+        cluster.apply()?;
+        cluster.eventually("that the router is trusted again", |cluster| {
+            cluster.expect_routed(client, to, secret).map(drop)
+        })?;
+        outcome
+    })
+}
+
+/// Collects the serial numbers of proxies' certificates for this long.
+fn watch_certificates(cluster: &Cluster, proxies: &[Pod]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let (started, mut seen) = (Instant::now(), BTreeMap::<String, BTreeSet<String>>::new());
+    while started.elapsed() < LONG {
+        for proxy in proxies {
+            seen.entry(format!("{}/{}", proxy.namespace, proxy.name)).or_default().extend(serials(proxy)?);
+        }
+        thread::sleep(Duration::from_secs(2));
+    }
+    ensure!(cluster.routers()?.len() == 4, "a router has been replaced");
+    Ok(seen)
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn certificates_are_renewed_under_load_and_nothing_is_lost() -> Result<()> {
+    on_it(|cluster| {
+        let deployments =
+            |cluster: &Cluster| ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router));
+        let outcome = restoring(cluster, |cluster| {
+            let lives = format!("\n            - {{ name: SECRET_TTL, value: {LIFE} }}");
+            cluster.edit(
+                "egress-routers/common/deployment.yaml",
+                "            - { name: OUTPUT_CERTS, value: /certs }",
+                &lives,
+            )?;
+            let lives = format!(
+                r#"'{{"holdApplicationUntilProxyStarts": true, "proxyMetadata": {{"SECRET_TTL": "{LIFE}"}}}}'"#
+            );
+            cluster.edit("client/client.yaml", "        proxy.istio.io/config: ", &lives)?;
+            cluster.apply()?;
+            deployments(cluster)?;
+            cluster.roll_clients_out()?;
+            let clients = cluster.clients.clone();
+            let proxies = [cluster.routers()?, clients.clone()].concat();
+            let (watched, (tried, seen)) =
+                watching(cluster, || under_load(&clients, || watch_certificates(cluster, &proxies)))?;
+            for (proxy, serials) in &seen {
+                println!("{proxy}: {} certificates of {LIFE} within {LONG:?}", serials.len());
+                ensure!(serials.len() >= 4, "{proxy}: {serials:?}");
+            }
+            judge("renewal", &tried, &watched, Duration::from_secs(3))
+        });
+        deployments(cluster)?;
+        outcome
+    })
+}
