@@ -3,32 +3,22 @@
 
 use crate::{
     cluster::{Cluster, on_it},
-    hostile_pods::{EXCLUDED, Pods, node, with_pods},
+    hostile_pods::{Pods, with_pods},
     hostile_sidecar::{ask_the_sidecar, expect_no_permissions, expect_nothing_to_take},
-    identity::{Authority, Identity, authenticate, connect, hear, proxy_header, tls},
-    pod::{Pod, list},
-    policies::connect_as_1337,
-    server::{self, First},
-    shipped::{ROUTERS, ROUTERS_NAMESPACE},
+    hostile_ways::{Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
+    identity::{connect, tls},
+    server,
+    shipped::ROUTERS,
 };
-use anyhow::{Context, Result, ensure};
-use rustls::ClientConfig;
+use anyhow::{Result, ensure};
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    sync::Arc,
+    net::{IpAddr, SocketAddr},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-/// The ports of the tenants on every router.
-const OWN: u16 = 8090;
-const OTHERS: [u16; 2] = [8080, 8100];
-
-/// The port of the servers that are started for this test.
-const SERVED: u16 = 7007;
 
 /// Networks of which every address is the host outside: public ones, private ones and a cloud's metadata service.
 const OUTSIDE: [&str; 8] = [
@@ -103,7 +93,7 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
 #[test]
 fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
     on_it(|cluster| {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         for network in OUTSIDE {
             cluster.outside.call("ip", &format!("route replace local {network} dev lo"))?;
         }

@@ -7,7 +7,7 @@ use crate::{
     outside,
     pod::{Pod, text, with_applied},
     server,
-    shipped::{ROUTERS, ROUTERS_NAMESPACE},
+    shipped::ROUTERS,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -73,8 +73,6 @@ pub struct Pods {
     pub other_tenant: Pod,
     /// In a namespace without a tenant, with the labels of a router and of a client.
     pub foreign: Pod,
-    /// One of the tenant's router.
-    pub router: Pod,
 }
 
 /// Makes the tenants' namespaces and these pods, does this and removes them.
@@ -91,7 +89,6 @@ pub fn with_pods(cluster: &Cluster, test: impl FnOnce(&Pods) -> Result<()>) -> R
             pods.extend(cluster.ready_pods(namespace, "hostile=test")?);
         }
         let named = |name: &str| pods.iter().find(|pod| pod.name == name).cloned().context(name.to_owned());
-        let router = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))?.pop().context("no router")?;
         let pods = Pods {
             client: named("client")?,
             manifest: named("manifest")?,
@@ -101,7 +98,6 @@ pub fn with_pods(cluster: &Cluster, test: impl FnOnce(&Pods) -> Result<()>) -> R
             other_account: named("other-account")?,
             other_tenant: named("other-tenant")?,
             foreign: named("foreign")?,
-            router,
         };
         let hello = &conversations()?[0].1;
         cluster.eventually("the tenants' ways out", |cluster| {

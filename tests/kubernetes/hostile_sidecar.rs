@@ -21,7 +21,8 @@ use std::{
 
 /// Finds keys, certificates, tokens and sockets that a container can reach.
 const FIND: [&str; 18] = [
-    "find", "/", "(", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune", "-o", "(", "-type", "s", "-o", "-name", "*.pem", "-o",
+    "find", "/", "(", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune", "-o", "(", "-type", "s", "-o", "-name",
+    "*.pem", "-o",
 ];
 const FIND_TOKENS: [&str; 6] = ["-name", "*token*", "-o", "-name", "*.key", ")"];
 
@@ -78,7 +79,8 @@ pub fn expect_no_permissions(cluster: &Cluster) -> Result<()> {
         }
     }
     println!("\npermissions asked for and granted: {counts:?}");
-    let expected = [("administrator", [8, 8]), ("system:anonymous", [8, 0]), ("system:serviceaccount:tenant-a:client", [8, 0])];
+    let expected =
+        [("administrator", [8, 8]), ("system:anonymous", [8, 0]), ("system:serviceaccount:tenant-a:client", [8, 0])];
     ensure!(counts.iter().map(|(user, count)| (user.as_str(), *count)).eq(expected), "{counts:?}");
     Ok(())
 }
@@ -131,21 +133,33 @@ const REQUESTS: [Request; 13] = [
 /// Sends each request as the application does, connects to a destination of its own afterwards, and prints what became of it.
 /// Returns the rows of connections that left by another way than the tenant's router.
 pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
-    let mut table =
-        format!("{:<58}  {:<6}  {:<28}  beginning of the answer\n", "request to its sidecar", "status", "connections then");
+    let mut table = format!(
+        "{:<58}  {:<6}  {:<28}  beginning of the answer\n",
+        "request to its sidecar", "status", "connections then"
+    );
     let mut wrong = Vec::new();
     let listening = listening(cluster, pods)?;
     for (request, last) in REQUESTS.iter().zip(200_u8..) {
         let to = SocketAddr::new(Ipv4Addr::new(198, 51, 100, last).into(), 5432);
         let url = format!("http://127.0.0.1:{}{}", request.port, request.path);
         if request.path == "/quitquitquit" {
-            cluster.eventually("the sidecar's agent", |_| pods.client.host.run(|| crate::get("http://127.0.0.1:15021/healthz/ready")).map(drop))?;
+            cluster.eventually("the sidecar's agent", |_| {
+                pods.client.host.run(|| crate::get("http://127.0.0.1:15021/healthz/ready")).map(drop)
+            })?;
         }
         let before = server::records().len();
-        let (status, body) = pods.client.host.run(|| send(request.method, &url)).unwrap_or_else(|error| (0, format!("{error:#}")));
-        let counts = connections(pods, to, if request.path.ends_with("quitquitquit") || request.path == "/drain_listeners" { 15 } else { 1 });
-        let seen: Vec<IpAddr> =
-            server::records()[before..].iter().filter(|record| record.seen.to == to).map(|record| record.seen.from).collect();
+        let (status, body) =
+            pods.client.host.run(|| send(request.method, &url)).unwrap_or_else(|error| (0, format!("{error:#}")));
+        let counts = connections(
+            pods,
+            to,
+            if request.path.ends_with("quitquitquit") || request.path == "/drain_listeners" { 15 } else { 1 },
+        );
+        let seen: Vec<IpAddr> = server::records()[before..]
+            .iter()
+            .filter(|record| record.seen.to == to)
+            .map(|record| record.seen.from)
+            .collect();
         let shown: Vec<String> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
         let begin: String = body.chars().take(60).collect();
         let name = format!("{} :{}{}", request.method, request.port, request.path);

@@ -1,19 +1,45 @@
-/// Tries to be heard, and returns an answer.
-type Attempt<'a> = Box<dyn Fn() -> Result<String> + Send + Sync + 'a>;
+//! The ways of hostile.rs.
 
-struct Way<'a> {
-    name: &'a str,
+use crate::{
+    cluster::Cluster,
+    hostile_pods::{EXCLUDED, Pods, node},
+    identity::{Authority, Identity, authenticate, connect, hear, proxy_header, tls},
+    pod::{Pod, list},
+    policies::connect_as_1337,
+    server::{self, First},
+    shipped::{ROUTERS, ROUTERS_NAMESPACE},
+};
+use anyhow::{Context, Result, ensure};
+use rustls::ClientConfig;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+/// The ports of the tenants on every router.
+const OWN: u16 = 8090;
+const OTHERS: [u16; 2] = [8080, 8100];
+
+/// The port of the servers that are started for these ways.
+const SERVED: u16 = 7007;
+
+/// Tries to be heard, and returns an answer.
+pub type Attempt<'a> = Box<dyn Fn() -> Result<String> + Send + Sync + 'a>;
+
+pub struct Way<'a> {
+    pub name: &'a str,
     /// The router by which it may arrive; otherwise it may not.
-    by: Option<&'static str>,
+    pub by: Option<&'static str>,
     /// The address at which a server would hear it; with port 0 any port of it.
-    heard_at: SocketAddr,
-    attempt: Attempt<'a>,
+    pub heard_at: SocketAddr,
+    pub attempt: Attempt<'a>,
 }
 
 /// The ways, and the next address of the first two networks.
 #[derive(Default)]
-struct Ways<'a> {
-    list: Vec<Way<'a>>,
+pub struct Ways<'a> {
+    pub list: Vec<Way<'a>>,
     next: u8,
 }
 
@@ -25,7 +51,7 @@ impl<'a> Ways<'a> {
     }
 
     /// Adds a way to this destination.
-    fn add_to(
+    pub fn add_to(
         &mut self,
         name: &'a str,
         by: Option<&'static str>,
@@ -35,7 +61,7 @@ impl<'a> Ways<'a> {
         self.list.push(Way { name, by, heard_at: to, attempt: attempt(to) });
     }
 
-    fn address(&mut self, port: u16) -> SocketAddr {
+    pub fn address(&mut self, port: u16) -> SocketAddr {
         self.next += 1;
         SocketAddr::new(Ipv4Addr::new(198, 51, 100, 128 + self.next).into(), port)
     }
@@ -47,7 +73,7 @@ impl<'a> Ways<'a> {
 }
 
 /// A plain connection of the pod, which its sidecar takes if it has one.
-fn plain(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
+pub fn plain(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
     Box::new(move || pod.host.run(|| hear(connect(to)?, &say)))
 }
 
@@ -68,13 +94,13 @@ fn as_1337(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
 }
 
 /// The addresses of the routers that the ways need.
-struct Routers {
-    pods: [Pod; 2],
+pub struct Routers {
+    pub pods: [Pod; 2],
     services: [IpAddr; 2],
 }
 
 impl Routers {
-    fn find(cluster: &Cluster) -> Result<Self> {
+    pub fn find(cluster: &Cluster) -> Result<Self> {
         let one = |app: &str| cluster.pods(ROUTERS_NAMESPACE, &format!("app={app}"))?.pop().context("no router");
         Ok(Self {
             pods: [one(ROUTERS[0])?, one(ROUTERS[1])?],
@@ -95,7 +121,7 @@ impl Routers {
 const ID: &str = "spiffe://cluster.local/ns/tenant-a/sa/client";
 
 /// Ways to a router without its sidecar, with forged certificates or none.
-fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, routers: &Routers) -> Result<()> {
+pub fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, routers: &Routers) -> Result<()> {
     let pod = &pods.labelled;
     let (first, second) = (routers.pod(0, OWN), routers.pod(1, OWN));
     let service = SocketAddr::new(routers.services[0], OWN);
@@ -132,7 +158,7 @@ fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, routers: &
 }
 
 /// Ways with the tenant's own certificate, which a manifest can obtain and an application cannot.
-fn genuine<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers, own: &Arc<ClientConfig>) {
+pub fn genuine<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers, own: &Arc<ClientConfig>) {
     let (pod, first, by) = (&pods.labelled, routers.pod(0, OWN), Some(ROUTERS[0]));
     ways.add("its own certificate, by its manifest, to its router", by, |to| direct(pod, first, to, Some(own)));
     ways.add("the same, claims another tenant's source", by, |to| {
@@ -165,7 +191,7 @@ fn genuine<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers, own: &Arc
 }
 
 /// Private destinations, with the tenant's own certificate: its sidecar's table is not what refuses them.
-fn private<'a>(
+pub fn private<'a>(
     ways: &mut Ways<'a>,
     cluster: &Cluster,
     pods: &'a Pods,
@@ -210,7 +236,7 @@ fn private<'a>(
 }
 
 /// Ways through the sidecar and around it.
-fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
+pub fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
     let (client, hello) = (&pods.client, b"hello".to_vec());
     let with_header = |to| [&proxy_header(client.addresses[0], to)[..], b"hello"].concat();
     ways.add("through its sidecar", Some(ROUTERS[0]), |to| plain(client, to, hello.clone()));
@@ -273,7 +299,7 @@ fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
 }
 
 /// Pods that wear a router's label, in the tenant's namespace and in a foreign one, while everybody connects.
-fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> Result<()> {
+pub fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> Result<()> {
     for (name, squatter) in [
         ("pod with a router's label, own namespace: hears others", &pods.squatter),
         ("pod with a router's label, other namespace: hears others", &pods.foreign),
@@ -300,4 +326,3 @@ fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> R
     ensure!(!list(&serde_json::from_str(&slices)?, "/items").is_empty(), "no endpoints: {slices}");
     Ok(())
 }
-
