@@ -41,7 +41,7 @@ pub fn without_policies(
 pub const CLIENTS: [&str; 2] = ["client", "client-direct"];
 
 /// Connects from a pod past its sidecar, as uid 1337 does, says this, and returns what it heard.
-fn connect_as_1337(pod: &Pod, to: SocketAddr, say: &[u8]) -> Result<String> {
+pub fn connect_as_1337(pod: &Pod, to: SocketAddr, say: &[u8]) -> Result<String> {
     let mut command = pod.host.command("setpriv");
     command.args(["--reuid", "1337", "--clear-groups", "busybox", "nc", "-w", &PATIENCE.as_secs().to_string()]);
     command.args([to.ip().to_string(), to.port().to_string()]);

@@ -1,0 +1,124 @@
+//! A hostile application, and a hostile manifest, of a tenant: each way that they may try, and what the destination sees of it.
+//! Each way has a destination of its own, so that a server that is reached tells by which way.
+
+use crate::{
+    cluster::{Cluster, on_it},
+    hostile_pods::{Pods, with_pods},
+    hostile_sidecar::{ask_the_sidecar, expect_no_permissions, expect_nothing_to_take},
+    hostile_ways::{Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
+    identity::{connect, tls},
+    server,
+    shipped::ROUTERS,
+};
+use anyhow::{Result, ensure};
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    io::Write as _,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Networks of which every address is the host outside: public ones, private ones and a cloud's metadata service.
+const OUTSIDE: [&str; 8] = [
+    "198.51.100.128/25",
+    "2001:db8::1:0/112",
+    "10.88.0.64/26",
+    "192.168.77.0/24",
+    "100.64.77.0/24",
+    "169.254.169.254/32",
+    "fd12:3456::/64",
+    "fec0:77::/64",
+];
+
+/// Tries all ways at once, prints the table and returns the rows that differ from what is expected.
+fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Result<Vec<String>> {
+    let before = server::records().len();
+    let told: Vec<String> = thread::scope(|scope| {
+        let tried: Vec<_> = ways.iter().map(|way| scope.spawn(|| (way.attempt)())).collect();
+        let told = tried.into_iter().map(|thread| thread.join().expect("no panic"));
+        told.map(|told| told.unwrap_or_else(|error| format!("{error:#}")).escape_default().to_string()).collect()
+    });
+    thread::sleep(Duration::from_secs(1)); // a connection that is under way
+    let records = server::records()[before..].to_vec();
+    let mut table = format!("{:<66}  {:<14}  {:<14}  told the application\n", "way", "may arrive by", "seen");
+    let mut wrong = Vec::new();
+    for (way, told) in ways.iter().zip(&told) {
+        let at = |to: &SocketAddr| to.ip() == way.heard_at.ip() && [0, to.port()].contains(&way.heard_at.port());
+        let heard = records.iter().filter(|record| at(&record.seen.to)).map(|record| record.seen.from);
+        let from = heard.collect::<BTreeSet<IpAddr>>();
+        let seen = from.iter().map(|from| pods.name_of(cluster, *from)).collect::<Result<BTreeSet<_>>>()?;
+        let expected: BTreeSet<String> = way.by.into_iter().map(str::to_owned).collect();
+        let shown = |names: &BTreeSet<String>| {
+            if names.is_empty() { "-".to_owned() } else { names.iter().cloned().collect::<Vec<_>>().join(",") }
+        };
+        let told = told.chars().take(70).collect::<String>();
+        let row = format!("{:<66}  {:<14}  {:<14}  {told}", way.name, shown(&expected), shown(&seen));
+        writeln!(table, "{row}")?;
+        if seen != expected {
+            wrong.push(row);
+        }
+    }
+    println!("\n{table}");
+    // Every server would have told: they hear the first router's own host. The other router and the squatters hear themselves.
+    let host = |at: SocketAddr| match at.port() {
+        0 => &pods.squatter.host,
+        _ if routers.pods[1].addresses.contains(&at.ip()) => &routers.pods[1].host,
+        _ => &routers.pods[0].host,
+    };
+    let asked = thread::scope(|scope| {
+        let asked = ways.iter().map(|way| {
+            let (host, mut at) = (host(way.heard_at), way.heard_at);
+            scope.spawn(move || {
+                if at.port() == 4433 {
+                    return anyhow::Ok(()); // policies.rs shows that
+                }
+                if at.port() == 0 {
+                    at.set_port(8080);
+                }
+                host.run(|| Ok(connect(at)?.write_all(b"hello")?))
+            })
+        });
+        asked.collect::<Vec<_>>().into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+    });
+    for (way, heard) in ways.iter().zip(asked) {
+        if let Err(error) = heard {
+            wrong.push(format!("{}: {} hears nobody: {error:#}", way.name, way.heard_at));
+        }
+    }
+    Ok(wrong)
+}
+
+#[test]
+fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
+    on_it(|cluster| {
+        let started = Instant::now();
+        for network in OUTSIDE {
+            cluster.outside.call("ip", &format!("route replace local {network} dev lo"))?;
+        }
+        with_pods(cluster, |pods| {
+            let routers = Routers::find(cluster)?;
+            let own = tls(Some(&pods.own_certificate(cluster)?))?;
+            let mut ways = Ways::default();
+            let listed = ways.address(443);
+            ways.add_to("another tenant's client, as a control", Some(ROUTERS[1]), listed, |to| {
+                plain(&pods.other_tenant, to, b"hello".to_vec())
+            });
+            forged(&mut ways, cluster, pods, &routers)?;
+            genuine(&mut ways, pods, &routers, &own);
+            private(&mut ways, cluster, pods, &routers, &own)?;
+            sidecars(&mut ways, pods, &routers);
+            squatters(&mut ways, cluster, pods)?;
+            println!("{:.0?} until the pods were ready", started.elapsed());
+            let wrong = judge(cluster, &ways.list, pods, &routers)?;
+            println!("{:.0?} until all was tried", started.elapsed());
+            expect_nothing_to_take(cluster, pods)?;
+            expect_no_permissions(cluster)?;
+            let wrong = [wrong, ask_the_sidecar(cluster, pods)?].concat();
+            println!("{:.0?} until the sidecar was asked", started.elapsed());
+            ensure!(wrong.is_empty(), "{} of {} ways:\n{}", wrong.len(), ways.list.len(), wrong.join("\n"));
+            Ok(())
+        })
+    })
+}

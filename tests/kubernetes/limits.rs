@@ -1,0 +1,278 @@
+//! Tenants that scan and hold connections, beside a client of another tenant at the same routers.
+
+use crate::{
+    client_hello::client_hello,
+    cluster::{Cluster, on_it},
+    get,
+    hostile_pods::{Pods, with_pods},
+    identity::{authenticate, connect, proxy_header, tls},
+    outside,
+    pod::{Pod, list},
+    server,
+    shipped::{ROUTERS, ROUTERS_NAMESPACE, expected_router},
+};
+use anyhow::{Context, Result, ensure};
+use rustls::ClientConfig;
+use socket2::{Domain, Socket, Type};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The tenant's port of its router.
+const PORT: u16 = 8090;
+/// How long an attack lasts at least.
+const ATTACK: Duration = Duration::from_secs(15);
+/// How many connections are held open.
+const HELD: usize = 2_000;
+/// Where a server accepts connections and says nothing.
+const SILENT: u16 = 7008;
+
+/// Hands out destinations that refuse, each of them once.
+#[derive(Default)]
+struct Refusing(AtomicU32);
+
+impl Refusing {
+    fn next(&self) -> SocketAddr {
+        let number = self.0.fetch_add(1, Ordering::Relaxed);
+        let host = 140 + u8::try_from(number / 40_000 % 60).expect("less than 60");
+        SocketAddr::new([198, 51, 100, host].into(), 10_000 + u16::try_from(number % 40_000).expect("less than 40,000"))
+    }
+}
+
+/// What the good client and the operator of the attacked routers saw during an attack.
+#[derive(Default)]
+struct Seen {
+    answered: usize,
+    lost: BTreeMap<String, usize>,
+    /// The slowest answers: to the good client, of the admin interface and of the readiness probe.
+    slowest: [Duration; 3],
+}
+
+/// Attacks while a client of another tenant connects and an operator asks, and prints and judges what they saw.
+fn beside<T: Send>(
+    cluster: &Cluster,
+    routers: &[Pod],
+    what: &str,
+    attack: impl FnOnce() -> Result<T> + Send,
+    show: impl FnOnce(&T) -> String,
+) -> Result<T> {
+    let client = cluster.clients.iter().find(|client| expected_router(client.addresses[0]) == ROUTERS[0]);
+    let client = client.context("no client of the attacked router")?;
+    let (hello, ended) = (client_hello("a.example.com")?, AtomicBool::new(false));
+    let (seen, done) = thread::scope(|scope| {
+        let goes_on = || !ended.load(Ordering::Relaxed);
+        let good = scope.spawn(move || {
+            let mut seen = Seen::default();
+            while goes_on() {
+                let began = Instant::now();
+                match server::ask(&client.host, outside(0, 443), &hello) {
+                    Ok(_) => seen.answered += 1,
+                    Err(error) => *seen.lost.entry(format!("{error:#}")).or_default() += 1,
+                }
+                seen.slowest[0] = seen.slowest[0].max(began.elapsed());
+                thread::sleep(Duration::from_millis(20));
+            }
+            seen
+        });
+        let operators: Vec<_> = routers
+            .iter()
+            .flat_map(|router| [(router, "15000/stats?filter=server.live", 1), (router, "8082/ready", 2)])
+            .map(|(router, path, index)| {
+                let slowest = scope.spawn(move || -> Result<Duration> {
+                    let mut slowest = Duration::ZERO;
+                    while goes_on() {
+                        let began = Instant::now();
+                        router.host.run(|| get(&format!("http://127.0.0.1:{path}"))).with_context(|| path)?;
+                        slowest = slowest.max(began.elapsed());
+                        thread::sleep(Duration::from_millis(50));
+                    }
+                    Ok(slowest)
+                });
+                (index, slowest)
+            })
+            .collect();
+        let done = attack();
+        thread::sleep(Duration::from_secs(2)); // what the attack leaves behind
+        ended.store(true, Ordering::Relaxed);
+        let mut seen = good.join().expect("no panic");
+        for (index, slowest) in operators {
+            let slowest = slowest.join().expect("no panic")?;
+            seen.slowest[index] = seen.slowest[index].max(slowest);
+        }
+        Ok::<_, anyhow::Error>((seen, done))
+    })?;
+    let done = done.with_context(|| what.to_owned())?;
+    let lost = seen.lost.values().sum::<usize>();
+    let [client, admin, ready] = seen.slowest.map(|slowest| slowest.as_secs_f32());
+    println!(
+        "{what:<48} {:<44} {:>5} {lost:>5} {client:>9.2} {admin:>7.2} {ready:>7.2}",
+        show(&done),
+        seen.answered + lost
+    );
+    ensure!(lost == 0 && seen.answered > 100, "{what}: {} answered, lost {:?}", seen.answered, seen.lost);
+    ensure!(seen.slowest[1..].iter().all(|slowest| *slowest < Duration::from_secs(1)), "{what}: {:?}", seen.slowest);
+    Ok(done)
+}
+
+/// Does this again and again from several threads in a pod, as long as an attack lasts, and counts how often.
+fn repeat(pod: &Pod, threads: usize, once: impl Fn(usize) + Sync) -> usize {
+    let (count, until) = (AtomicUsize::new(0), Instant::now() + ATTACK);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                pod.host.run(|| {
+                    while Instant::now() < until {
+                        once(count.fetch_add(1, Ordering::Relaxed));
+                    }
+                });
+            });
+        }
+    });
+    count.into_inner()
+}
+
+/// Connects to this destination and waits for the end.
+fn scan(to: SocketAddr) {
+    if let Ok(mut stream) = connect(to) {
+        _ = stream.read(&mut [0; 16]); // the destination refuses
+    }
+}
+
+/// A counter of these routers' Envoys.
+fn counted(routers: &[Pod], name: &str) -> Result<u64> {
+    let mut sum = 0;
+    for router in routers {
+        let stats = router.host.run(|| get(&format!("http://127.0.0.1:15000/stats?filter=^{name}$")))?;
+        let (_, count) = stats.trim().rsplit_once(": ").with_context(|| format!("no {name}: {stats}"))?;
+        sum += count.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Starts connections from a pod to these addresses without waiting, and returns the sockets and how many are established
+/// after a while.
+fn start_connections(pod: &Pod, to: &[SocketAddr]) -> Result<(Vec<Socket>, usize)> {
+    pod.host.run(|| {
+        let mut sockets = Vec::new();
+        for address in to.iter().cycle().take(HELD) {
+            let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            _ = socket.connect(&(*address).into()); // in progress
+            sockets.push(socket);
+        }
+        thread::sleep(Duration::from_secs(1));
+        let established = sockets.iter().filter(|socket| socket.peer_addr().is_ok()).count();
+        Ok((sockets, established))
+    })
+}
+
+/// Connections without a certificate, opened again as soon as the router has closed them. Returns how many were open on average.
+fn hold_strangers(pod: &Pod, to: &[SocketAddr], say: &[u8]) -> Result<usize> {
+    let (until, mut open) = (Instant::now() + ATTACK, Vec::new());
+    while Instant::now() < until {
+        let (sockets, established) = start_connections(pod, to)?;
+        sockets.iter().for_each(|socket| _ = socket.send(say));
+        open.push(established);
+        thread::sleep(Duration::from_secs(2));
+    }
+    Ok(open.iter().sum::<usize>() / open.len().max(1))
+}
+
+/// Holds authenticated connections to a server that says nothing. Returns how many were established and were open to the end.
+fn hold_authenticated(pod: &Pod, to: SocketAddr, header: &[u8], own: &Arc<ClientConfig>) -> Result<usize> {
+    let began = Instant::now();
+    let mut held = Vec::new();
+    for _ in 0..HELD {
+        held.extend(pod.host.run(|| authenticate(to, header, own)));
+    }
+    thread::sleep(ATTACK.saturating_sub(began.elapsed()));
+    let mut open = 0;
+    for connection in &mut held {
+        connection.sock.set_nonblocking(true)?;
+        let ended = connection.read(&mut [0; 16]);
+        open += usize::from(ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    }
+    Ok(open)
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn a_tenant_that_scans_or_holds_connections_costs_other_tenants_nothing() -> Result<()> {
+    on_it(|cluster| {
+        cluster.outside.call("ip", "route replace local 198.51.100.128/25 dev lo")?;
+        let silent = cluster.outside.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, SILENT)))?;
+        thread::spawn(move || silent.incoming().collect::<Vec<_>>());
+        with_pods(cluster, |pods| attack(cluster, pods))
+    })
+}
+
+fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let cluster = cluster;
+    let routers = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))?;
+    let ports: Vec<SocketAddr> = routers.iter().map(|router| SocketAddr::new(router.addresses[0], PORT)).collect();
+    let own = tls(Some(&pods.own_certificate(cluster)?))?;
+    let (labelled, refusing) = (&pods.labelled, Refusing::default());
+    let source = labelled.addresses[0];
+    println!(
+        "\n{:<48} {:<44} {:>5} {:>5} {:>9} {:>7} {:>7}",
+        "attack by another tenant, or by a stranger", "extent", "good", "lost", "slowest s", "admin s", "ready s"
+    );
+    beside(cluster, &routers, "none", || Ok(thread::sleep(ATTACK)), |()| String::new())?;
+
+    let tried = |count: &(usize, u64)| format!("{} tried, {} reached the routers", count.0, count.1);
+    let refused = || counted(&routers, "cluster.tenant-a.upstream_cx_connect_fail");
+    let by_sidecar = || {
+        let before = refused()?;
+        let tried = repeat(&pods.client, 16, |_| scan(refusing.next()));
+        Ok((tried, refused()? - before))
+    };
+    let (attempts, reached) = beside(cluster, &routers, "scan through its sidecar", by_sidecar, tried)?;
+    ensure!(reached > 1_000 && attempts as u64 > reached, "{attempts} tried, {reached} reached the routers");
+
+    let directly = || {
+        let before = refused()?;
+        let tried = repeat(labelled, 16, |number| {
+            let header = proxy_header(source, refusing.next());
+            if let Ok(mut stream) = authenticate(ports[number % ports.len()], &header, &own) {
+                _ = stream.read(&mut [0; 16]); // the destination refuses
+            }
+        });
+        Ok((tried, refused()? - before))
+    };
+    let (_, reached) = beside(cluster, &routers, "scan with its certificate, past the sidecar", directly, tried)?;
+    ensure!(reached > 1_000, "{reached} destinations: no scan to speak of");
+
+    for (name, pod) in [("a pod without the label", &pods.bare), ("a pod of a foreign namespace", &pods.foreign)] {
+        let what = format!("{HELD} connections of {name}");
+        let show = |open: &usize| format!("{open} established");
+        let open = beside(cluster, &routers, &what, || hold_strangers(pod, &ports, b""), show)?;
+        ensure!(open == 0, "{what}: {open} established");
+    }
+
+    let header = proxy_header(source, outside(0, SILENT));
+    let show = |open: &usize| format!("{open} established on average");
+    for (what, say) in [("connections without a header", &b""[..]), ("with a header, without TLS", &header[..])] {
+        let what = format!("{HELD} {what}");
+        let open = beside(cluster, &routers, &what, || hold_strangers(labelled, &ports, say), show)?;
+        ensure!(open > HELD / 2, "{what}: {open} established");
+    }
+    let what = format!("{HELD} with its certificate, idle, to one pod");
+    let hold = || hold_authenticated(labelled, ports[0], &header, &own);
+    let open = beside(cluster, &routers, &what, hold, |open| format!("{open} open to the end"))?;
+    ensure!(open > HELD * 9 / 10, "{what}: {open} open");
+
+    for router in cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))? {
+        let statuses = list(&router.object, "/status/containerStatuses");
+        ensure!(statuses.iter().all(|one| one["ready"] == true && one["restartCount"] == 0), "{statuses:?}");
+        ensure!(routers.iter().any(|before| before.name == router.name), "{} is new", router.name);
+    }
+    Ok(())
+}
