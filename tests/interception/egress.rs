@@ -61,19 +61,19 @@ fn each_source_reaches_its_destination_through_its_own_egress(module: Module) ->
 
         let client = SocketAddr::new(source.parse()?, port);
         let destination = SocketAddr::new(destination_of(source.parse()?), TLS);
-        let (client, destination) = (format!(" source={client} "), format!(" destination={destination} "));
-        topology.egress[number].await_access(&[
-            &client,
-            &destination,
-            " chain=allowed cluster=destination flags=- ",
-        ])?;
-        let line = topology.sidecar.await_access(&[&client, &destination])?;
-        let decision = format!(" sni=www.example.com decision=egress{0} cluster=egress{0} ", number + 1);
-        assert!(line.contains(&decision), "{line}");
+        let (client, destination) = (client.to_string(), destination.to_string());
+        let line = topology.egress[number].await_access(&[("source", &client), ("destination", &destination)])?;
+        let expected = [("identity", "spiffe://sluice.example/client"), ("chain", "clients"), ("cluster", "clients")];
+        testbed::envoy::expect_fields(&line, &expected)?;
+        let line = topology.sidecar.await_access(&[("source", &client), ("destination", &destination)])?;
+        let (cluster, router) =
+            (format!("egress{}", number + 1), format!("spiffe://sluice.example/egress-router{}", number + 1));
+        let expected = [("sni", "www.example.com"), ("decision", &cluster), ("cluster", &cluster), ("router", &router)];
+        testbed::envoy::expect_fields(&line, &expected)?;
     }
     topology.await_quiet()?;
     for (number, egress) in topology.egress.iter().enumerate() {
-        assert_eq!(egress.stat("cluster.destination.upstream_cx_total")?, 6);
+        assert_eq!(egress.stat("cluster.clients.upstream_cx_total")?, 6);
         assert_eq!(egress.stat("proxy_proto.egress.versions.v2.found")?, 6);
         assert_eq!(topology.sidecar.stat(&format!("wasmcustom.sluice.routed.egress{}", number + 1))?, 6);
     }
