@@ -2,6 +2,7 @@
 
 use crate::{
     destination::{ECHO, GREETING, HTTP, TLS, read_all},
+    network::await_line,
     topology::{DESTINATION, POD, ROUTERS, SOURCES, Topology, destination_of, router, sidecar},
 };
 use anyhow::{Context, Result};
@@ -62,14 +63,14 @@ fn each_source_reaches_its_destination_through_its_own_egress(module: Module) ->
         let client = SocketAddr::new(source.parse()?, port);
         let destination = SocketAddr::new(destination_of(source.parse()?), TLS);
         let (client, destination) = (client.to_string(), destination.to_string());
-        let line = topology.egress[number].await_access(&[("source", &client), ("destination", &destination)])?;
-        let expected = [("identity", "spiffe://sluice.example/client"), ("chain", "clients"), ("cluster", "clients")];
-        testbed::envoy::expect_fields(&line, &expected)?;
-        let line = topology.sidecar.await_access(&[("source", &client), ("destination", &destination)])?;
-        let (cluster, router) =
-            (format!("egress{}", number + 1), format!("spiffe://sluice.example/egress-router{}", number + 1));
-        let expected = [("sni", "www.example.com"), ("decision", &cluster), ("cluster", &cluster), ("router", &router)];
-        testbed::envoy::expect_fields(&line, &expected)?;
+        let connection = [("source", client.as_str()), ("destination", destination.as_str())];
+        let identity = ("identity", "spiffe://sluice.example/client");
+        let decision = [identity, ("chain", "clients"), ("cluster", "clients")];
+        await_line(&topology.egress[number], &[&connection[..], &decision].concat())?;
+        let cluster = format!("egress{}", number + 1);
+        let router = format!("spiffe://sluice.example/egress-router{}", number + 1);
+        let decision = [("sni", "www.example.com"), ("decision", &cluster), ("cluster", &cluster), ("router", &router)];
+        await_line(&topology.sidecar, &[&connection[..], &decision].concat())?;
     }
     topology.await_quiet()?;
     for (number, egress) in topology.egress.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! The certificates of the proxies, as `envoy-docker/certificates.sh` makes them, and those of somebody else.
 
 use anyhow::{Result, ensure};
-use rcgen::{CertificateParams, DistinguishedName, Ia5String, Issuer, KeyPair, SanType};
+use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, SanType};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -88,7 +88,7 @@ pub fn foreign(uri: &str) -> Result<Identity> {
 pub fn self_signed(uri: &str) -> Result<Identity> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(uri)?)];
+    params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     let certificate = params.self_signed(&key)?.der().clone();
     Ok(Identity { certificate, key: PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)? })
 }
@@ -96,7 +96,7 @@ pub fn self_signed(uri: &str) -> Result<Identity> {
 fn sign(uri: &str, start: SystemTime, days: u64, issuer: &Issuer<'_, KeyPair>) -> Result<Identity> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(uri)?)];
+    params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     params.not_before = start.into();
     params.not_after = (start + Duration::from_secs(days * 86_400)).into();
     let certificate = params.signed_by(&key, issuer)?.der().clone();

@@ -115,6 +115,12 @@ pub fn greeting(socket: TcpStream, tls: &Arc<ClientConfig>) -> Result<Vec<u8>> {
     }
 }
 
+/// Waits until the access log has a line with these fields.
+pub fn await_line(envoy: &Envoy, fields: &[(&str, &str)]) -> Result<String> {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":\"{value}\"")).collect();
+    envoy.await_access(&fields.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
 /// Waits until the access log has exactly this number of lines.
 pub fn await_lines(envoy: &Envoy, expected: usize) -> Result<()> {
     let started = Instant::now();
