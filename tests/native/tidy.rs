@@ -241,29 +241,3 @@ fn the_configurations_of_the_native_module_differ_only_in_the_filter() {
         assert_eq!(native.text(), expected.text(), "{name}-native.yaml differs from {name}.yaml");
     }
 }
-
-/// Each list of addresses begins with those of the operator, up to the second comment in the list.
-#[test]
-fn both_egress_router_configurations_differ_only_in_their_address_lists() {
-    let without_lists = |path: &str| {
-        let (mut lists, mut in_list, mut comments) = (0, false, 0);
-        let mut kept = String::new();
-        for line in read(Path::new(path)).lines() {
-            let is_address = line.contains("address_prefix: ");
-            let is_comment = line.trim_start().starts_with('#');
-            comments += usize::from(is_comment);
-            in_list &= comments < 2 && (is_address || is_comment);
-            if line.trim_start() == "cidr_ranges:" {
-                (lists, in_list, comments) = (lists + 1, true, 0);
-            }
-            if !(in_list && is_address) {
-                kept.push_str(line);
-                kept.push('\n');
-            }
-        }
-        assert_eq!(lists, 2, "{path}");
-        kept
-    };
-    let (docker, mesh) = ("envoy-docker/egress-router.yaml", "istio/egress-routers/common/egress-router.yaml");
-    assert_eq!(without_lists(docker), without_lists(mesh), "{mesh} differs from {docker}");
-}
