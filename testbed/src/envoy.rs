@@ -5,8 +5,12 @@ use anyhow::{Context, Result, bail, ensure};
 use std::{
     env, fs,
     fs::File,
+    io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -86,9 +90,12 @@ fn python(dir: &Path, arguments: &[&str]) -> Result<()> {
 pub struct Envoy {
     process: Child,
     folder: TempDir,
-    admin: SocketAddr,
+    admin: String,
     host: Option<Host>,
 }
+
+/// The folder of the admin interface's socket in the shipped configurations. Each Envoy gets a folder of its own.
+const RUNTIME_FOLDER: &str = "/run/sluice/";
 
 impl Envoy {
     /// Starts an Envoy and waits until it takes connections; where it does not, the error holds its log.
@@ -119,7 +126,8 @@ impl Envoy {
     ) -> Result<Self> {
         let folder = TempDir::new()?;
         let admin_file = folder.path().join("admin");
-        fs::write(folder.path().join("envoy.yaml"), config.text())?;
+        let own = format!("{}/", folder.path().display());
+        fs::write(folder.path().join("envoy.yaml"), config.text().replace(RUNTIME_FOLDER, &own))?;
         if host.is_some() {
             chown(folder.path(), Some(USER), Some(USER))?;
         }
@@ -132,7 +140,7 @@ impl Envoy {
             .arg(folder.path().join("envoy.yaml"))
             .arg("--admin-address-path")
             .arg(&admin_file)
-            .args(["--use-dynamic-base-id", "--file-flush-interval-msec", "50"])
+            .args(["--disable-hot-restart", "--file-flush-interval-msec", "50"])
             .args(workers)
             .args(arguments)
             .envs(config.environment())
@@ -141,7 +149,7 @@ impl Envoy {
             .stderr(File::create(folder.path().join("log"))?)
             .spawn()
             .context("cannot start setpriv, which starts Envoy")?;
-        let mut envoy = Self { process, folder, admin: (Ipv4Addr::LOCALHOST, 0).into(), host };
+        let mut envoy = Self { process, folder, admin: String::new(), host };
         let started = Instant::now();
         while !envoy.is_ready(&admin_file) {
             if let Some(status) = envoy.process.try_wait()? {
@@ -154,11 +162,8 @@ impl Envoy {
     }
 
     fn is_ready(&mut self, admin_file: &Path) -> bool {
-        let Some(admin) = fs::read_to_string(admin_file).ok().and_then(|text| text.trim().parse().ok()) else {
-            return false;
-        };
-        self.admin = admin;
-        self.get("/ready").is_ok()
+        self.admin = fs::read_to_string(admin_file).unwrap_or_default().trim().to_owned();
+        !self.admin.is_empty() && self.get("/ready").is_ok()
     }
 
     /// What the admin interface answers; an answer other than 200 is an error.
@@ -171,7 +176,16 @@ impl Envoy {
         self.ask("POST", path)
     }
 
+    /// The address of the admin interface, or the path of its socket.
+    #[must_use]
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
     fn ask(&self, method: &str, path: &str) -> Result<String> {
+        if self.admin.starts_with('/') {
+            return ask_socket(Path::new(&self.admin), method, path);
+        }
         let request =
             ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.admin)).body(())?;
         let agent =
@@ -190,13 +204,18 @@ impl Envoy {
 
     /// Waits until a counter or gauge has this value.
     pub fn await_stat(&self, name: &str, expected: u64) -> Result<()> {
+        self.await_stat_that(name, |value| value == expected).with_context(|| format!("expected {expected}"))
+    }
+
+    /// Waits until the value of a counter or gauge fulfils a condition.
+    pub fn await_stat_that(&self, name: &str, condition: impl Fn(u64) -> bool) -> Result<()> {
         let started = Instant::now();
         loop {
             let value = self.stat(name)?;
-            if value == expected {
+            if condition(value) {
                 return Ok(());
             }
-            ensure!(started.elapsed() < DEADLINE, "{name} is {value}, not {expected}\n{}", self.end_of_log());
+            ensure!(started.elapsed() < DEADLINE, "{name} is {value}\n{}", self.end_of_log());
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -261,6 +280,31 @@ impl Drop for Envoy {
         _ = self.process.kill();
         _ = self.process.wait();
     }
+}
+
+/// What an HTTP server at a Unix socket answers; an answer other than 200 is an error.
+fn ask_socket(socket: &Path, method: &str, path: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8(answer)?;
+    let (head, mut body) = answer.split_once("\r\n\r\n").context("no head of an answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{method} {path}: {answer}");
+    if !head.contains("transfer-encoding: chunked") {
+        return Ok(body.to_owned());
+    }
+    let mut text = String::new();
+    while let Some((length, rest)) = body.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16)?;
+        text += rest.get(..length).context("a chunk is cut short")?;
+        body = rest.get(length..).unwrap_or_default().trim_start_matches("\r\n");
+        if length == 0 {
+            break;
+        }
+    }
+    Ok(text)
 }
 
 /// The value of a counter or gauge in what `/stats` answers; 0 where it does not stand there.

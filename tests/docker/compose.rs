@@ -41,7 +41,7 @@ impl<'a> Compose<'a> {
     pub fn up(program: &'a [&'a str], module: Module) -> Result<Self> {
         let compose = Self::new(program, module);
         compose.call(&["up", "--detach"])?;
-        for router in ["egress-router1", "egress-router2"] {
+        for router in ["egress-router1", "egress-router1b", "egress-router2", "egress-router2b"] {
             compose.inside(
                 "client-even",
                 &format!("curl --silent --fail --retry 20 --retry-connrefused {router}:8082/ready"),
@@ -73,6 +73,10 @@ impl<'a> Compose<'a> {
 
     /// Returns the counters of the Envoy of a service, from inside its network namespace.
     pub fn stats(&self, service: &str) -> Result<String> {
+        if service == "sidecar" {
+            let get = "curl --silent --fail --unix-socket /run/sluice/admin.sock http://sidecar/stats";
+            return self.inside("operator", get);
+        }
         let network = format!("container:{}", self.container(service)?);
         let get = ["sluice-tools", "curl", "--silent", "--fail", "127.0.0.1:9901/stats"];
         read(Command::new("docker").args(["run", "--rm", "--network", &network]).args(get))

@@ -33,8 +33,8 @@ macro_rules! tests {
         }
 
         #[test]
-        fn a_stopped_router_fails_only_its_own_clients() -> anyhow::Result<()> {
-            crate::scenarios::a_stopped_router_fails_only_its_own_clients(&$program)
+        fn a_stopped_router_is_replaced_by_the_second_one() -> anyhow::Result<()> {
+            crate::scenarios::a_stopped_router_is_replaced_by_the_second_one(&$program)
         }
 
         #[test]

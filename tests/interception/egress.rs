@@ -2,6 +2,7 @@
 
 use crate::{
     destination::{ECHO, GREETING, HTTP, TLS, read_all},
+    network::await_line,
     topology::{DESTINATION, POD, ROUTERS, SOURCES, Topology, destination_of, router, sidecar},
 };
 use anyhow::{Context, Result};
@@ -61,19 +62,19 @@ fn each_source_reaches_its_destination_through_its_own_egress(module: Module) ->
 
         let client = SocketAddr::new(source.parse()?, port);
         let destination = SocketAddr::new(destination_of(source.parse()?), TLS);
-        let (client, destination) = (format!(" source={client} "), format!(" destination={destination} "));
-        topology.egress[number].await_access(&[
-            &client,
-            &destination,
-            " chain=allowed cluster=destination flags=- ",
-        ])?;
-        let line = topology.sidecar.await_access(&[&client, &destination])?;
-        let decision = format!(" sni=www.example.com decision=egress{0} cluster=egress{0} ", number + 1);
-        assert!(line.contains(&decision), "{line}");
+        let (client, destination) = (client.to_string(), destination.to_string());
+        let connection = [("source", client.as_str()), ("destination", destination.as_str())];
+        let identity = ("identity", "spiffe://sluice.example/client");
+        let decision = [identity, ("chain", "clients"), ("cluster", "clients")];
+        await_line(&topology.egress[number], &[&connection[..], &decision].concat())?;
+        let cluster = format!("egress{}", number + 1);
+        let router = format!("spiffe://sluice.example/egress-router{}", number + 1);
+        let decision = [("sni", "www.example.com"), ("decision", &cluster), ("cluster", &cluster), ("router", &router)];
+        await_line(&topology.sidecar, &[&connection[..], &decision].concat())?;
     }
     topology.await_quiet()?;
     for (number, egress) in topology.egress.iter().enumerate() {
-        assert_eq!(egress.stat("cluster.destination.upstream_cx_total")?, 6);
+        assert_eq!(egress.stat("cluster.clients.upstream_cx_total")?, 6);
         assert_eq!(egress.stat("proxy_proto.egress.versions.v2.found")?, 6);
         assert_eq!(topology.sidecar.stat(&format!("wasmcustom.sluice.routed.egress{}", number + 1))?, 6);
     }

@@ -13,8 +13,12 @@
 
 mod destination;
 mod egress;
+mod hostile;
+mod identity;
+mod load;
 mod network;
 mod outages;
+mod rotation;
 mod router;
 mod router_destinations;
 mod sidecar;

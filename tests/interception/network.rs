@@ -1,10 +1,16 @@
 //! An egress router alone, with clients that write PROXY headers themselves.
 
-use crate::{destination::serve, topology::ROUTERS};
+use crate::{
+    destination::serve,
+    identity::{Certificates, client},
+    topology::{ROUTERS, with_identity},
+};
 use anyhow::{Context, Result, ensure};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -32,10 +38,13 @@ pub struct RouterNetwork {
     pub peer: Host,
     pub stranger: Host,
     pub egress: Envoy,
+    pub certificates: Certificates,
+    /// The TLS settings of the client, with its certificate.
+    pub client: Arc<ClientConfig>,
 }
 
-/// The addresses of a host with servers that send first: a public one of each family, and metadata services.
-pub const SERVERS: [&str; 7] = [
+/// The addresses of a host with servers that send first: public ones, metadata services, and private ones.
+pub const SERVERS: [&str; 10] = [
     "198.51.100.7/32",
     "2001:db8::7/128",
     "169.254.169.254/32",
@@ -43,46 +52,73 @@ pub const SERVERS: [&str; 7] = [
     "168.63.129.16/32",
     "fd00:ec2::254/128",
     "fd20:ce::254/128",
+    "10.20.0.1/32",
+    "192.168.1.1/32",
+    "fd12::1/128",
 ];
 
 impl RouterNetwork {
     /// Starts the router with this configuration.
     pub fn new(router_config: &Config) -> Result<Self> {
+        let certificates = Certificates::new()?;
+        let config = with_identity(router_config, &certificates, "egress-router1")?;
         let network = Network::new()?;
         let [ipv4, ipv6] = ROUTERS[0];
-        let router = network.host(&[ipv4, ipv6, "198.51.100.11/32"])?;
+        let router = network.host(&[ipv4, ipv6, "198.51.100.21/32"])?;
         let destination = network.host(&SERVERS)?;
         serve(&router)?;
         serve(&destination)?;
         Ok(Self {
             peer: network.host(&["10.1.0.2/16", "fd00:1::2/64"])?,
             stranger: network.host(&["10.1.0.100/16"])?,
-            egress: Envoy::start_in(&router, &envoy::program()?, router_config, &[])?,
+            egress: Envoy::start_in(&router, &envoy::program()?, &config, &[])?,
             router,
+            client: client(Some(certificates.identity("client")?))?,
+            certificates,
         })
     }
 
-    /// Connects to the router from this host and sends these bytes.
-    pub fn send(&self, from: &Host, bytes: &[u8]) -> Result<TcpStream> {
-        let router = SocketAddr::from(([10, 1, 0, 11], 8080));
+    /// Connects to the router's port from this host and sends these bytes.
+    pub fn send_to(&self, from: &Host, port: u16, bytes: &[u8]) -> Result<TcpStream> {
+        let router = SocketAddr::from(([10, 1, 0, 21], port));
         let mut client = from.run(|| TcpStream::connect(router))?;
-        client.set_read_timeout(Some(Duration::from_secs(4)))?;
+        client.set_read_timeout(Some(Duration::from_secs(8)))?;
         client.write_all(bytes)?;
         Ok(client)
     }
 
-    /// Sends these bytes. Returns what the client receives, and how many connections the router has made so far.
+    /// Sends these bytes and begins TLS with the certificate of the client. Returns what the client receives, and the number of
+    /// connections that the router has made so far.
     pub fn ask(&self, from: &Host, bytes: &[u8]) -> Result<(Vec<u8>, u64)> {
-        let mut client = self.send(from, bytes)?;
-        // The servers send first, so that a client that passes receives a greeting.
-        let mut received = [0; 11];
-        let received = match client.read(&mut received) {
-            Ok(read) => received[..read].to_vec(),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Vec::new(),
-            Err(error) => return Err(error).context("the router does not close the connection"),
-        };
-        Ok((received, self.egress.stat("cluster.destination.upstream_cx_total")?))
+        let received = greeting(self.send_to(from, 8080, bytes)?, &self.client)?;
+        Ok((received, self.connections()?))
     }
+
+    /// Returns the number of connections that the router has made to destinations.
+    pub fn connections(&self) -> Result<u64> {
+        let stats = self.egress.get("/stats")?;
+        let tenants = ["clients", "tenant-a", "tenant-b"];
+        tenants.iter().map(|name| envoy::value(&stats, &format!("cluster.{name}.upstream_cx_total"))).sum()
+    }
+}
+
+/// Begins TLS and returns what the server says first, or nothing if it closes the connection.
+pub fn greeting(socket: TcpStream, tls: &Arc<ClientConfig>) -> Result<Vec<u8>> {
+    let mut client = StreamOwned::new(ClientConnection::new(Arc::clone(tls), "router".try_into()?)?, socket);
+    let mut received = [0; 11];
+    match client.read(&mut received) {
+        Ok(read) => Ok(received[..read].to_vec()),
+        Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => {
+            Err(error).context("the router does not close the connection")
+        }
+        Err(_) => Ok(Vec::new()), // a reset, an alert, or an end without one
+    }
+}
+
+/// Waits until the access log has a line with these fields.
+pub fn await_line(envoy: &Envoy, fields: &[(&str, &str)]) -> Result<String> {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":\"{value}\"")).collect();
+    envoy.await_access(&fields.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// Waits until the access log has exactly this number of lines.

@@ -3,6 +3,7 @@
 use crate::{
     client_hello::client_hello,
     destination::{GREETING, TLS, read_until_closed},
+    network::await_line,
     topology::{SOURCES, Topology, router, sidecar},
 };
 use anyhow::Result;
@@ -64,8 +65,8 @@ fn a_route_by_server_name_matches_tls_clients(module: Module) -> Result<()> {
         assert_eq!(answered, name == "www.example.org", "{name}");
     }
     topology.sidecar.await_stat("wasmcustom.sluice.denied", 2)?;
-    topology.sidecar.await_access(&[" sni=www.example.com decision=sluice.denied "])?;
-    topology.sidecar.await_access(&[" sni=www.example.org decision=egress1 "])?;
-    assert_eq!(topology.egress[0].stat("cluster.destination.upstream_cx_total")?, 1);
+    await_line(&topology.sidecar, &[("sni", "www.example.com"), ("decision", "sluice.denied")])?;
+    await_line(&topology.sidecar, &[("sni", "www.example.org"), ("decision", "egress1")])?;
+    assert_eq!(topology.egress[0].stat("cluster.clients.upstream_cx_total")?, 1);
     Ok(())
 }

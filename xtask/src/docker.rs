@@ -32,13 +32,17 @@ const ROUTERS: [(&str, &str); 4] = [
 ];
 
 /// What must answer before there is traffic, and a container that reaches it.
-const READY: [(&str, &str); 5] = [
-    ("application", "127.0.0.1:9901/ready"),
+const READY: [(&str, &str); 4] = [
     ("egress1", "127.0.0.1:9901/ready"),
     ("client-even", "egress-router1:8082/ready"),
     ("client-even", "egress-router2:8082/ready"),
     ("destination", "127.0.0.1"),
 ];
+
+/// The commands that read the counters of an Envoy in the containers that reach its admin interface.
+const SIDECAR_STATS: (&str, &[&str]) =
+    ("operator", &["curl", "--silent", "--fail", "--unix-socket", "/run/sluice/admin.sock", "http://sidecar/stats"]);
+const STANDALONE_STATS: (&str, &[&str]) = ("egress1", &["curl", "--silent", "--fail", "127.0.0.1:9901/stats"]);
 
 /// Brings the containers up with the module that MODULE names, shows the traffic and removes them, unless they were there before.
 pub fn demo() -> Result<()> {
@@ -51,7 +55,7 @@ pub fn demo() -> Result<()> {
     }
     let shown = compose.run(&["up", "--detach"]).and_then(|()| traffic(&compose));
     if !there_before {
-        compose.run(&["down"])?;
+        compose.run(&["down", "--volumes"])?;
     }
     shown
 }
@@ -69,20 +73,39 @@ fn traffic(compose: &Compose) -> Result<()> {
         let server_first = ["nc", "-d", "-w", "20", destination, "25"];
         for command in [&http, &server_first] {
             let answer = || router(&compose.inside("application", command)?);
-            table.row(source, answer, |counter| compose.stat("application", counter))?;
+            table.row(source, answer, |counter| compose.stat(SIDECAR_STATS, counter))?;
         }
     }
     for (client, source) in CLIENTS {
         let source: IpAddr = source.parse()?;
         let proxy = STANDALONE[usize::from(source.is_ipv6())];
         let answer = || compose.inside(client, &["nc", "-d", "-w", "20", proxy, "10000"]);
-        table.row(source, answer, |counter| compose.stat("egress1", counter))?;
+        table.row(source, answer, |counter| compose.stat(STANDALONE_STATS, counter))?;
     }
     table.end(|| {
         compose.read(&["logs", "--no-color", "sidecar", "standalone"]).unwrap_or_else(|error| format!("{error:#}"))
     })?;
     println!("The first four were redirected to the sidecar, and the destination told which router they came by;");
     println!("the others spoke to the standalone proxy's port.");
+    identities(&compose)?;
+    Ok(())
+}
+
+/// Prints the identities that the routers verified and the sources that these claimed, from the routers' access logs.
+fn identities(compose: &Compose) -> Result<()> {
+    println!("\n{:<16} {:<32} {:<26} destination", "router", "identity", "source");
+    for router in ["egress-router1", "egress-router2"] {
+        let log = compose.read(&["logs", "--no-color", router])?;
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("\"identity\":\"")).collect();
+        ensure!(!lines.is_empty(), "{router} logged no identity:\n{log}");
+        for line in &lines[lines.len().saturating_sub(2)..] {
+            let field = |name: &str| {
+                let value = line.split_once(&format!("\"{name}\":\"")).and_then(|(_, rest)| rest.split('"').next());
+                value.unwrap_or("-")
+            };
+            println!("{router:<16} {:<32} {:<26} {}", field("identity"), field("source"), field("destination"));
+        }
+    }
     Ok(())
 }
 
@@ -149,8 +172,8 @@ impl Compose {
         self.read(&[&["exec", "-T", service], command].concat())
     }
 
-    /// A counter of the Envoy in this service's network namespace.
-    fn stat(&self, service: &str, name: &str) -> Result<u64> {
-        envoy::value(&self.inside(service, &["curl", "--silent", "--fail", "127.0.0.1:9901/stats"])?, name)
+    /// A counter of an Envoy, by this command in the container of this service.
+    fn stat(&self, (service, command): (&str, &[&str]), name: &str) -> Result<u64> {
+        envoy::value(&self.inside(service, command)?, name)
     }
 }

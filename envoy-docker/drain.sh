@@ -1,0 +1,31 @@
+#!/bin/sh
+# Runs an egress router and ends it without loss at SIGTERM: it fails its probes, so that sidecars leave; after LEAVE seconds it
+# stops listening; it ends when no connection is left, or DEADLINE seconds after the signal. Envoy alone ends at once.
+#   drain.sh COMMAND...   the Envoy to run
+# Envoy's image may have no shell: this one, and all that it calls, is the static busybox that BUSYBOX names.
+set -u
+busybox=${BUSYBOX-/drain/busybox}
+admin=http://127.0.0.1:9901
+
+get() { "$busybox" wget -q -T 2 -O - "$admin$1"; }
+post() { "$busybox" wget -q -T 2 -O /dev/null --post-data= "$admin$1"; }
+connections() { get '/stats?filter=^tcp.allowed.downstream_cx_active$|^cluster.*upstream_cx_active$' | "$busybox" grep -c ': [1-9]'; }
+
+drain() {
+    trap '' TERM INT
+    # Waits for the deadline in the background, whatever the admin interface does.
+    { "$busybox" sleep "${DEADLINE-60}" && kill -KILL "$envoy"; } 2>/dev/null &
+    deadline=$!
+    post /healthcheck/fail
+    "$busybox" sleep "${LEAVE-3}"
+    post '/drain_listeners'
+    while kill -0 "$envoy" 2>/dev/null && [ "$(connections)" != 0 ]; do "$busybox" sleep 0.2; done
+    kill "$deadline" 2>/dev/null
+    kill -TERM "$envoy" 2>/dev/null
+}
+
+"$@" &
+envoy=$!
+trap drain TERM INT
+wait "$envoy"
+wait "$envoy" # the first one ends at the signal
