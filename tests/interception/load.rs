@@ -246,7 +246,8 @@ fn a_scan_and_idle_strangers_do_not_disturb_another_tenant() -> Result<()> {
 
 #[test]
 fn the_sidecar_limits_the_rate_of_its_application() -> Result<()> {
-    let limited = sidecar(Module::Wasm)?.with("max_tokens: 1000, tokens_per_fill: 500", "max_tokens: 10, tokens_per_fill: 1")?;
+    let limited =
+        sidecar(Module::Wasm)?.with("max_tokens: 1000, tokens_per_fill: 500", "max_tokens: 10, tokens_per_fill: 1")?;
     let topology = Topology::start(&limited, &router()?)?;
     for _ in 0..30 {
         _ = topology.connect("10.1.0.2", GREETING)?;
