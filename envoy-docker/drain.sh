@@ -7,9 +7,14 @@ set -u
 busybox=${BUSYBOX-/drain/busybox}
 admin=http://127.0.0.1:9901
 
-get() { "$busybox" wget -q -T 2 -O - "$admin$1"; }
-post() { "$busybox" wget -q -T 2 -O /dev/null --post-data= "$admin$1"; }
-connections() { get '/stats?filter=^tcp.allowed.downstream_cx_active$|^cluster.*upstream_cx_active$' | "$busybox" grep -c ': [1-9]'; }
+# Debian's busybox crashes with `wget -T`.
+get() { "$busybox" timeout 2 "$busybox" wget -q -O - "$admin$1"; }
+post() { "$busybox" timeout 2 "$busybox" wget -q -O /dev/null --post-data= "$admin$1"; }
+# Succeeds if no connection is left but those of probes and metrics.
+is_quiet() {
+    gauges=$(get '/stats?filter=cx_active') || return 1
+    ! echo "$gauges" | "$busybox" grep -v -e admin -e ready -e metrics -e _808[23] | "$busybox" grep -q ': [1-9]'
+}
 
 drain() {
     trap '' TERM INT
@@ -19,7 +24,7 @@ drain() {
     post /healthcheck/fail
     "$busybox" sleep "${LEAVE-3}"
     post '/drain_listeners'
-    while kill -0 "$envoy" 2>/dev/null && [ "$(connections)" != 0 ]; do "$busybox" sleep 0.2; done
+    while kill -0 "$envoy" 2>/dev/null && ! is_quiet; do "$busybox" sleep 0.2; done
     kill "$deadline" 2>/dev/null
     kill -TERM "$envoy" 2>/dev/null
 }

@@ -63,7 +63,8 @@ fn shell(compose: &Compose, command: &str) -> Result<(bool, String)> {
 
 /// Masks what differs between runs: times, the ports of clients, and the size of the request of curl.
 fn masked(line: &str) -> String {
-    let Some(json) = line.find("{\"").and_then(|start| serde_json::from_str::<serde_json::Value>(&line[start..]).ok()) else {
+    let Some(json) = line.find("{\"").and_then(|start| serde_json::from_str::<serde_json::Value>(&line[start..]).ok())
+    else {
         let mask = |word: &str| if word.parse::<u16>().is_ok() { "…".to_owned() } else { word.to_owned() };
         return line.split(' ').map(mask).collect::<Vec<_>>().join(" ");
     };
@@ -103,7 +104,11 @@ pub fn destination_routers_and_counters_agree_about_each_connection(program: &[&
     }
     compose.await_lines(
         "egress-router1",
-        &["\"source\":\"172.30.80.10:", "\"destination\":\"198.51.100.80:80\"", "\"identity\":\"spiffe://sluice.example/client\""],
+        &[
+            "\"source\":\"172.30.80.10:",
+            "\"destination\":\"198.51.100.80:80\"",
+            "\"identity\":\"spiffe://sluice.example/client\"",
+        ],
         3,
     )?;
     let asked = ["\"source\":\"[fd00:172:30:80::11]:", "\"destination\":\"[2001:db8::80]:25\""];

@@ -3,7 +3,9 @@
 use crate::{
     destination::{ECHO, GREETING, HTTP, TLS, read_all},
     network::await_line,
-    topology::{DESTINATION, POD, ROUTERS, SOURCES, Topology, destination_of, router, sidecar},
+    topology::{
+        DESTINATION, ROUTERS, SOURCES, Topology, destination_of, router, sidecar, with_endpoints, with_identity,
+    },
 };
 use anyhow::{Context, Result};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -17,7 +19,7 @@ use testbed::{Envoy, Host, Module, envoy, for_each_module};
 
 for_each_module! {
     each_source_reaches_its_destination_through_its_own_egress,
-    only_the_sidecar_bypasses_the_redirection,
+    nobody_bypasses_the_redirection,
 }
 
 fn each_source_reaches_its_destination_through_its_own_egress(module: Module) -> Result<()> {
@@ -91,21 +93,22 @@ fn call_as(topology: &Topology, user: u32, destination: IpAddr, word: &str) -> R
     Ok(command.output()?.status.success())
 }
 
-fn only_the_sidecar_bypasses_the_redirection(module: Module) -> Result<()> {
+fn nobody_bypasses_the_redirection(module: Module) -> Result<()> {
     let mut topology = Topology::new(module)?;
     for destination in DESTINATION {
         let (destination, _) = destination.split_once('/').context("a prefix")?;
         let destination: IpAddr = destination.parse()?;
-        assert!(call_as(&topology, envoy::USER, destination, "sidecar")?);
-        let (peer, sent) = topology.await_received(ECHO)?;
-        assert!(is_among(peer, &POD) && sent == b"sidecar\n", "without redirection the peer is the pod, not {peer}");
+        // Not redirected, and refused.
+        assert!(!call_as(&topology, envoy::USER, destination, "sidecar")?);
         for user in [0, 1000] {
             assert!(call_as(&topology, user, destination, "client")?);
             let (peer, sent) = topology.await_received(ECHO)?;
             assert!(is_among(peer, ROUTERS.as_flattened()) && sent == b"client\n", "user {user} comes from {peer}");
         }
     }
-    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &sidecar(module)?, &[])?; // the pod has no sidecar any more
+    let alone = with_identity(&sidecar(module)?, &topology.certificates, "client")?;
+    let alone = with_endpoints(&alone, &topology.certificates, "clients")?;
+    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &alone, &[])?; // the pod has no sidecar any more
     for source in ["10.1.0.2", "fd00:1::2"] {
         assert!(!call_as(&topology, 1000, destination_of(source.parse()?), "client")?);
     }

@@ -60,7 +60,9 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
         ("a second header within", [header_for(PUBLIC), header_for(PUBLIC)].concat()),
         ("a header of command LOCAL", header(0x20, 0, b"")),
     ] {
-        assert_eq!(read_until_closed(network.send_to(&network.peer, 8080, &bytes)?)?, b"", "{way}");
+        // At most the alert of TLS, 7 bytes.
+        let received = read_until_closed(network.send_to(&network.peer, 8080, &bytes)?)?;
+        assert!(received.is_empty() || (received.len() == 7 && received[0] == 21), "{way}: {received:?}");
         assert_eq!(network.connections()?, 0, "{way}");
     }
     // The ports of probes and metrics serve one path each.
@@ -107,7 +109,17 @@ for_each_module! {
 fn succeeds(pod: &Host, user: u32, script: &str) -> Result<bool> {
     let user = user.to_string();
     let mut command = pod.command("setpriv");
-    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all"]);
+    command.args([
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+        "--bounding-set",
+        "-all",
+        "--inh-caps",
+        "-all",
+    ]);
     Ok(command.args(["timeout", "3", "bash", "-c", script]).output()?.status.success())
 }
 
@@ -129,10 +141,22 @@ fn an_application_reaches_nothing_around_its_sidecar(module: Module) -> Result<(
         ("user 1337 to the destination by IPv6", 1337, connect("2001:db8::7/25")),
         ("user 1337 to a router's port that is not of tenants", 1337, connect("10.1.0.21/25")),
         ("user 1337 to the metrics of a router", 1337, connect("10.1.0.21/8083")),
-        ("UDP to the destination", 1000, "echo hello >/dev/udp/198.51.100.7/5353 && sleep 0.1 && echo hello >&3".into()),
-        ("UDP of user 1337", 1337, "exec 3>/dev/udp/198.51.100.7/5353; echo hello >&3; sleep 0.1; echo hello >&3".into()),
+        (
+            "UDP to the destination",
+            1000,
+            "echo hello >/dev/udp/198.51.100.7/5353 && sleep 0.1 && echo hello >&3".into(),
+        ),
+        (
+            "UDP of user 1337",
+            1337,
+            "exec 3>/dev/udp/198.51.100.7/5353; echo hello >&3; sleep 0.1; echo hello >&3".into(),
+        ),
         ("QUIC", 1000, "exec 3>/dev/udp/198.51.100.7/443; echo hello >&3; sleep 0.1; echo hello >&3".into()),
-        ("the socket of the admin interface", 1000, format!("curl --silent --fail --unix-socket {admin} http://a/stats")),
+        (
+            "the socket of the admin interface",
+            1000,
+            format!("curl --silent --fail --unix-socket {admin} http://a/stats"),
+        ),
         ("an echo request", 1000, "ping -c 1 -W 1 198.51.100.7".into()),
     ];
     for (way, user, script) in &ways {

@@ -70,7 +70,9 @@ impl Certificates {
         let name = name.trim();
         let mut issuer = CertificateParams::default();
         issuer.distinguished_name = DistinguishedName::new();
-        issuer.distinguished_name.push(rcgen::DnType::OrganizationName, rcgen::DnValue::Utf8String("sluice.example".into()));
+        issuer
+            .distinguished_name
+            .push(rcgen::DnType::OrganizationName, rcgen::DnValue::Utf8String("sluice.example".into()));
         issuer.distinguished_name.push(rcgen::DnType::CommonName, rcgen::DnValue::Utf8String(name.into()));
         let key = KeyPair::from_pem(&fs::read_to_string(authority.join(format!("{name}.key")))?)?;
         sign(uri, start, days, &Issuer::new(issuer, key))

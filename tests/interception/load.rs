@@ -171,9 +171,8 @@ fn a_killed_router_loses_no_new_connections() -> Result<()> {
         Ok(())
     })?;
     println!("{} answered, lost: {:?}", ledger.answered, ledger.lost);
-    // The one that was established when the router was killed, and until the probes or three failures remove the router, those
-    // whose three attempts all chose it.
-    assert!(ledger.answered > 50 && ledger.lost.len() <= 10, "{} answered, {:?}", ledger.answered, ledger.lost);
+    // The one that was established when the router was killed.
+    assert!(ledger.answered > 50 && ledger.lost.len() <= 1, "{} answered, {:?}", ledger.answered, ledger.lost);
     topology.take_down(0)?;
     Ok(())
 }
@@ -247,7 +246,8 @@ fn a_scan_and_idle_strangers_do_not_disturb_another_tenant() -> Result<()> {
 
 #[test]
 fn the_sidecar_limits_the_rate_of_its_application() -> Result<()> {
-    let limited = sidecar(Module::Wasm)?.with("max_tokens: 1000, tokens_per_fill: 500", "max_tokens: 10, tokens_per_fill: 1")?;
+    let limited =
+        sidecar(Module::Wasm)?.with("max_tokens: 1000, tokens_per_fill: 500", "max_tokens: 10, tokens_per_fill: 1")?;
     let topology = Topology::start(&limited, &router()?)?;
     for _ in 0..30 {
         _ = topology.connect("10.1.0.2", GREETING)?;
@@ -259,10 +259,10 @@ fn the_sidecar_limits_the_rate_of_its_application() -> Result<()> {
 /// The recipe of docs/egress-path.md for a host with several addresses.
 #[test]
 fn a_router_leaves_from_the_address_that_it_is_bound_to() -> Result<()> {
-    let bound = router()?.with_each(
-        "upstream_connection_options: &end_the_dead\n",
-        "upstream_bind_config: { source_address: { address: 198.51.100.33, port_value: 0 }, extra_source_addresses: [{ address: { address: \"2001:db8::33\", port_value: 0 } }] }\n      upstream_connection_options: &end_the_dead\n",
-    )?;
+    let addresses = "{ source_address: { address: 198.51.100.33, port_value: 0 }, \
+                     extra_source_addresses: [{ address: { address: \"2001:db8::33\", port_value: 0 } }] }";
+    let cluster = "{ name: clients, type: ORIGINAL_DST,";
+    let bound = router()?.with(cluster, &format!("{cluster} upstream_bind_config: {addresses},"))?;
     let mut topology = Topology::new(Module::Wasm)?;
     topology.take_down(0)?;
     for address in ["198.51.100.31/32", "198.51.100.33/32", "2001:db8::31/128", "2001:db8::33/128"] {

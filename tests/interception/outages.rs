@@ -62,8 +62,8 @@ fn an_unreachable_egress_fails_only_its_own_clients(module: Module) -> Result<()
         (received, took, others.join().expect("it does not panic"))
     });
     assert_eq!(received?, b"");
-    // Three attempts of 1 s, or fewer if the probes fail first.
-    assert!((0.9..4.0).contains(&took.as_secs_f64()), "{took:?}");
+    // An attempt of 2 s or two: meanwhile the probes fail.
+    assert!((0.9..6.0).contains(&took.as_secs_f64()), "{took:?}");
     assert!(answered > 20 && lost == 0, "{answered} answered, {lost} lost");
     assert_eq!(read_until_closed(stranded)?, b"");
     topology.sidecar.await_stat("cluster.egress1.membership_healthy", 0)?;

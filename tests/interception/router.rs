@@ -2,8 +2,8 @@
 
 use crate::{
     destination::read_until_closed,
-    network::{RouterNetwork, await_line, await_lines, greeting, header, header_for},
     identity::Certificates,
+    network::{RouterNetwork, await_line, await_lines, greeting, header, header_for},
     topology::{router, with_identity},
 };
 use anyhow::Result;

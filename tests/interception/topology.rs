@@ -39,8 +39,7 @@ pub struct Topology {
 
 /// Returns the shipped configuration of the sidecar, with this module and the addresses of this topology.
 pub fn sidecar(module: Module) -> Result<Config> {
-    Config::file(&testbed::root().join("envoy-docker/sidecar.yaml"))?
-        .with_module(&module.path()?)
+    Config::file(&testbed::root().join("envoy-docker/sidecar.yaml"))?.with_module(&module.path()?)
 }
 
 /// Returns the shipped configuration of the egress routers, with the addresses of this topology.
