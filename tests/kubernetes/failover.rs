@@ -7,7 +7,6 @@ use crate::{
     module_delivery::restoring,
     outside, server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE, expected_router},
-    sidecar::extension,
 };
 use anyhow::{Context, Result, ensure};
 
