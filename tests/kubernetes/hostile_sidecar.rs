@@ -8,6 +8,7 @@ use crate::{
     pod::{list, text},
     server,
     shipped::ROUTERS,
+    sidecar::admin,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -143,9 +144,7 @@ pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
         let to = SocketAddr::new(Ipv4Addr::new(198, 51, 100, last).into(), 5432);
         let url = format!("http://127.0.0.1:{}{}", request.port, request.path);
         if request.path == "/quitquitquit" {
-            cluster.eventually("the sidecar's agent", |_| {
-                pods.client.host.run(|| crate::get("http://127.0.0.1:15021/healthz/ready")).map(drop)
-            })?;
+            cluster.eventually("the sidecar", |_| admin(&pods.client, "/server_info").map(drop))?;
         }
         let before = server::records().len();
         let (status, body) =
@@ -153,7 +152,7 @@ pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
         let counts = connections(
             pods,
             to,
-            if request.path.ends_with("quitquitquit") || request.path == "/drain_listeners" { 15 } else { 1 },
+            if request.path.ends_with("quitquitquit") || request.path == "/drain_listeners" { 10 } else { 1 },
         );
         let seen: Vec<IpAddr> = server::records()[before..]
             .iter()

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use rustls::ClientConfig;
 use socket2::{Domain, Socket, Type};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::Read,
     net::{Ipv6Addr, SocketAddr, TcpListener},
     sync::{
@@ -122,28 +122,33 @@ fn beside<T: Send>(
     Ok(done)
 }
 
-/// Does this again and again from several threads in a pod, as long as an attack lasts, and counts how often.
-fn repeat(pod: &Pod, threads: usize, once: impl Fn(usize) + Sync) -> usize {
+/// How many connections an attack tries to open in a second, and for how long it keeps each.
+const RATE: usize = 2_000;
+const KEPT: Duration = Duration::from_secs(1);
+
+/// Opens connections from several threads in a pod, as many as the rate says or as it can, and returns how many it tried.
+fn scan<T>(pod: &Pod, open: impl Fn(usize) -> Result<T> + Sync) -> usize {
+    const THREADS: usize = 8;
     let (count, until) = (AtomicUsize::new(0), Instant::now() + ATTACK);
     thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..THREADS {
             scope.spawn(|| {
                 pod.host.run(|| {
-                    while Instant::now() < until {
-                        once(count.fetch_add(1, Ordering::Relaxed));
+                    let mut kept = VecDeque::new();
+                    let mut next = Instant::now();
+                    while next < until {
+                        thread::sleep(next.saturating_duration_since(Instant::now()));
+                        next = next.max(Instant::now() - KEPT) + KEPT * THREADS as u32 / RATE as u32;
+                        kept.push_back((next, open(count.fetch_add(1, Ordering::Relaxed))));
+                        while kept.front().is_some_and(|(since, _)| since.elapsed() > KEPT) {
+                            kept.pop_front();
+                        }
                     }
                 });
             });
         }
     });
     count.into_inner()
-}
-
-/// Connects to this destination and waits for the end.
-fn scan(to: SocketAddr) {
-    if let Ok(mut stream) = connect(to) {
-        _ = stream.read(&mut [0; 16]); // the destination refuses
-    }
 }
 
 /// A counter of these routers' Envoys.
@@ -231,7 +236,7 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let refused = || counted(&routers, "cluster.tenant-a.upstream_cx_connect_fail");
     let by_sidecar = || {
         let before = refused()?;
-        let tried = repeat(&pods.client, 16, |_| scan(refusing.next()));
+        let tried = scan(&pods.client, |_| connect(refusing.next()));
         Ok((tried, refused()? - before))
     };
     let (attempts, reached) = beside(cluster, &routers, "scan through its sidecar", by_sidecar, tried)?;
@@ -239,11 +244,8 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
 
     let directly = || {
         let before = refused()?;
-        let tried = repeat(labelled, 16, |number| {
-            let header = proxy_header(source, refusing.next());
-            if let Ok(mut stream) = authenticate(ports[number % ports.len()], &header, &own) {
-                _ = stream.read(&mut [0; 16]); // the destination refuses
-            }
+        let tried = scan(labelled, |number| {
+            authenticate(ports[number % ports.len()], &proxy_header(source, refusing.next()), &own)
         });
         Ok((tried, refused()? - before))
     };
