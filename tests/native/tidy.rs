@@ -241,3 +241,26 @@ fn the_configurations_of_the_native_module_differ_only_in_the_filter() {
         assert_eq!(native.text(), expected.text(), "{name}-native.yaml differs from {name}.yaml");
     }
 }
+
+/// Returns the addresses of a list in an Envoy configuration: those that follow a line with this text, comments aside.
+fn addresses(path: &str, list: &str) -> Vec<String> {
+    let text = read(Path::new(path));
+    let (_, rest) = text.split_once(list).unwrap_or_else(|| panic!("{path} has no list {list}"));
+    let is_in_list = |line: &&str| line.contains("address_prefix: ") || line.trim_start().starts_with('#');
+    let lines = rest.lines().skip(1).skip_while(|line| !is_in_list(line)).take_while(is_in_list);
+    let addresses = lines.filter_map(|line| Some(line.split_once("{ ")?.1.split_once(" }")?.0.to_owned()));
+    addresses.collect()
+}
+
+#[test]
+fn both_egress_routers_refuse_the_same_destinations() {
+    let (docker, istio) = ("envoy-docker/egress-router.yaml", "istio/egress-routers/common/egress-router.yaml");
+    let shared = addresses(istio, "stat_prefix: never");
+    assert!(shared.len() > 20, "{shared:?}");
+    let never = addresses(docker, "stat_prefix: never");
+    // In Docker, the addresses of the routers come first. In a cluster they are private.
+    assert!(never.ends_with(&shared), "{docker}: {never:?}\n{istio}: {shared:?}");
+    let private = addresses(docker, "stat_prefix: private");
+    assert_eq!(private, addresses("istio/settings/routers.yaml", "private: &private"));
+    assert!(private.len() > 5, "{private:?}");
+}
