@@ -1,4 +1,4 @@
-//! What came out: a table, JSON, a chart, and the README's numbers from them.
+//! The report: a table, JSON, a chart, and the numbers in `docs/benchmarks.md`.
 
 use crate::variant::Variant;
 use anyhow::{Context, Result};
@@ -193,8 +193,8 @@ impl Report {
         json!({ "machine": self.machine, "variants": variants.collect::<Vec<_>>() })
     }
 
-    /// Prints the table and writes all three: to the repository with the README's numbers, or where peers took part, whose
-    /// numbers are not ours to publish, below target/.
+    /// Prints the table and writes all of them to the repository, or, if a peer took part, to `target/` without the numbers of
+    /// `docs/benchmarks.md`.
     pub fn write(&self, publish: bool) -> Result<()> {
         let folder = root().join(if publish { "bench" } else { "target/bench" });
         fs::create_dir_all(&folder)?;
@@ -213,7 +213,7 @@ impl Report {
                 machine("load_before"),
                 machine("envoy")
             );
-            write_readme(&format!("{table}\n{measured}"))?;
+            write_page(&format!("{table}\n{measured}"))?;
         }
         println!("\n{}", folder.display());
         Ok(())
@@ -265,13 +265,13 @@ impl Report {
     }
 }
 
-/// Puts the text between the README's two marks.
-fn write_readme(text: &str) -> Result<()> {
-    let path = root().join("README.md");
-    let readme = fs::read_to_string(&path)?;
+/// Puts the text between the two marks of `docs/benchmarks.md`.
+fn write_page(text: &str) -> Result<()> {
+    let path = root().join("docs/benchmarks.md");
+    let page = fs::read_to_string(&path)?;
     let (start, end) = ("<!-- make bench writes this -->\n", "<!-- to here -->\n");
-    let (head, rest) = readme.split_once(start).context("README.md: no mark where the numbers begin")?;
-    let (_, tail) = rest.split_once(end).context("README.md: no mark where the numbers end")?;
+    let (head, rest) = page.split_once(start).context("docs/benchmarks.md: no mark where the numbers begin")?;
+    let (_, tail) = rest.split_once(end).context("docs/benchmarks.md: no mark where the numbers end")?;
     fs::write(path, format!("{head}{start}\n{text}\n{end}{tail}"))?;
     Ok(())
 }
