@@ -1,4 +1,4 @@
-//! A backend in one thread: it says one byte to whoever connects, then gives back what it reads.
+//! A backend in one thread. It sends one byte to each client and then echoes what it reads.
 
 use anyhow::Result;
 use mio::{
@@ -14,12 +14,12 @@ use std::{
     time::Duration,
 };
 
-/// Largest message that is sent, in bytes: it fits into the buffers of a socket, so that none has to wait to be written.
+/// The size of the largest message in bytes. It fits into a socket's buffers, so a write never blocks.
 pub const LARGE: usize = 64 << 10;
 
 const LISTENER: Token = Token(0);
 
-/// Listens on a port that was free, as long as the process lasts, and greets with this byte.
+/// Listens on a free port until the process ends, and greets each client with this byte.
 pub fn start(greeting: u8) -> Result<SocketAddr> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
@@ -53,9 +53,9 @@ fn serve(mut listener: TcpListener, greeting: u8) -> io::Result<()> {
                 continue;
             }
             while let Ok((mut client, _)) = listener.accept() {
-                // A client that has gone again is noticed when it is read.
+                // A client that has disconnected is noticed at the next read.
                 _ = client.write(&[greeting]);
-                // Closed with a reset, nothing of a connection stays behind on either side.
+                // A reset leaves no state of the connection on either side.
                 _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
                 count += 1;
                 poll.registry().register(&mut client, Token(count), Interest::READABLE)?;
@@ -65,7 +65,7 @@ fn serve(mut listener: TcpListener, greeting: u8) -> io::Result<()> {
     }
 }
 
-/// Gives back what is there to read; whether the client is still there.
+/// Echoes the available data. Returns whether the client is still connected.
 fn echo(client: &mut TcpStream, buffer: &mut [u8]) -> bool {
     loop {
         match client.read(buffer) {

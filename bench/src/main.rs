@@ -1,5 +1,5 @@
-//! `make bench`: what loading the module and routing a connection cost in a real Envoy, beside what else could be there.
-//! Variants take turns, several rounds; the report holds medians and spreads.
+//! `make bench`: the cost of loading the module and of routing a connection in a real Envoy, compared with alternatives.
+//! The variants take turns for several rounds. The report contains medians and confidence intervals.
 
 mod echo;
 mod measure;
@@ -16,7 +16,7 @@ use variant::Variant;
 const WORKERS: [(u32, Figure, Figure); 2] =
     [(1, Figure::Load1, Figure::Resident1), (8, Figure::Load8, Figure::Resident8)];
 
-/// The number of routes in each table that is measured, besides the preset.
+/// The numbers of routes of the measured tables.
 const ROUTES: [usize; 3] = [10, 100, 1_000];
 /// The same for the native module.
 const NATIVE_ROUTES: [usize; 2] = [10, 1_000];
@@ -37,7 +37,7 @@ fn run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut variants = vec![Variant::none(), Variant::floor(folder.path())?];
     match *arguments {
-        // What to tune by: only loading, of any modules.
+        // For tuning: measures only the loading, of any modules.
         ["load", ref modules @ ..] => {
             for module in modules {
                 variants.push(Variant::module((*module).into(), module.as_ref(), "")?);
@@ -99,7 +99,7 @@ impl Bench {
         Running::start(&self.program, variant, self.backends, workers)
     }
 
-    /// CPU until Envoy rests, and what it then has in memory.
+    /// Measures the CPU time until Envoy is idle, and its memory then.
     fn load(&mut self, rounds: usize) -> Result<()> {
         for round in 0..rounds {
             eprintln!("loading, round {} of {rounds}", round + 1);
@@ -114,15 +114,15 @@ impl Bench {
         Ok(())
     }
 
-    /// All variants run, each with one worker, and take turns.
+    /// Measures connections. All variants run at once, each with one worker, and take turns.
     fn traffic(&mut self, rounds: usize) -> Result<()> {
         let running: Result<Vec<Running>> = self.variants.iter().map(|variant| self.start(variant, 1)).collect();
         let running = running?;
         for envoy in &running {
             envoy.connections(2_000)?; // warms up
         }
-        // Short pieces of one kind after the other, so that what else the machine does meets all variants alike. The shortest,
-        // and the most of them, for the figure whose differences are the smallest.
+        // Short samples of one kind in turn, so that other load on the machine affects all variants alike. The shortest, and the
+        // most, samples are for the figure with the smallest differences.
         for round in 0..rounds * 20 {
             if round.is_multiple_of(20) {
                 eprintln!("connections, round {} of {rounds}", round / 20 + 1);
@@ -154,7 +154,7 @@ impl Bench {
     }
 }
 
-/// Each index once, beginning with another one in each round.
+/// Each index once, in an order that starts with a different index in each round.
 fn turns(count: usize, round: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |index| (index + round) % count)
 }

@@ -14,26 +14,26 @@ use std::{
 };
 use testbed::{Envoy, connect};
 
-/// An Envoy with a variant's filter, which has loaded it and rests.
+/// A running Envoy that has loaded a variant's filter and is idle.
 pub struct Running {
     envoy: Envoy,
     address: SocketAddr,
     splits: Option<bool>,
 }
 
-/// What a number of connections showed.
+/// The measurements of several connections.
 pub struct Connections {
-    /// Envoy's CPU for one, in µs.
+    /// Envoy's CPU time for one connection, in µs.
     pub cpu: f64,
-    /// From connecting to the backend's first byte, in µs, ascending.
+    /// The times from connecting to the backend's first byte in µs, ascending.
     pub latencies: Vec<f64>,
 }
 
-/// How long Envoy has to take next to no CPU to count as resting.
+/// The time for which Envoy must use almost no CPU to count as idle.
 const REST: Duration = Duration::from_millis(60);
 
 impl Running {
-    /// Starts it with so many workers and waits until it rests.
+    /// Starts an Envoy with this number of workers and waits until it is idle.
     pub fn start(program: &Path, variant: &Variant, backends: [SocketAddr; 2], workers: u32) -> Result<Self> {
         let config = variant.config()?.with_backend(9001, backends[0])?.with_backend(9002, backends[1])?;
         let envoy = Envoy::start_with(program, &config, &["--concurrency", &workers.to_string()])
@@ -58,13 +58,13 @@ impl Running {
         }
     }
 
-    /// CPU that all its threads have taken since it started, by the scheduler's clock.
+    /// The CPU time of all of its threads since the start, by the scheduler's clock.
     pub fn cpu(&self) -> Result<Duration> {
         let clock = clock_getcpuclockid(Pid::from_raw(self.envoy.id().cast_signed()))?;
         Ok(clock.now()?.into())
     }
 
-    /// Its resident memory, in MiB.
+    /// The resident memory in MiB.
     pub fn resident(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.envoy.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -72,7 +72,7 @@ impl Running {
         Ok(kib / 1_024.0)
     }
 
-    /// Opens one connection after the other.
+    /// Opens connections one after the other.
     pub fn connections(&self, count: usize) -> Result<Connections> {
         let before = self.cpu()?;
         let latencies: Result<Vec<f64>> = (0..count).map(|index| self.greeted(index)).collect();
@@ -83,7 +83,7 @@ impl Running {
         Ok(Connections { cpu, latencies })
     }
 
-    /// Opens connections from several threads for as long as this; how many a second.
+    /// Opens connections from several threads for this time. Returns the connections per second.
     pub fn saturated(&self, clients: usize, lasting: Duration) -> Result<f64> {
         let started = Instant::now();
         let client = |start: usize| -> Result<usize> {
@@ -104,8 +104,8 @@ impl Running {
         Ok(counts?.iter().sum::<usize>() as f64 / started.elapsed().as_secs_f64())
     }
 
-    /// Sends so many messages of this size on one connection, each when the one before has come back; Envoy's CPU for
-    /// one of them, in µs.
+    /// Sends messages of this size on one connection, each after the echo of the previous one. Returns Envoy's CPU time
+    /// for one of them in µs.
     pub fn echo(&self, size: usize, count: usize) -> Result<f64> {
         let mut client = connect(source(0), self.address)?;
         let (message, mut answer) = ([7; LARGE], [0; LARGE]);
@@ -118,7 +118,7 @@ impl Running {
         Ok(micros(self.cpu()? - before) / count as f64)
     }
 
-    /// Connects, waits for the first byte and closes; how long that byte took, in µs.
+    /// Connects, waits for the first byte and closes. Returns the time until that byte in µs.
     fn greeted(&self, index: usize) -> Result<f64> {
         let started = Instant::now();
         let mut client = connect(source(index), self.address)?;
@@ -143,7 +143,7 @@ fn first_byte(client: &mut TcpStream) -> Result<u8> {
     Ok(byte[0])
 }
 
-/// Even and odd last octets in turn.
+/// Source addresses with even and odd last octets in turn.
 fn source(index: usize) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, 2 + (index % 128) as u8).into()
 }

@@ -1,4 +1,4 @@
-//! What came out: a table, JSON, a chart, and the README's numbers from them.
+//! The report: a table, JSON, a chart, and the numbers in `docs/benchmarks.md`.
 
 use crate::variant::Variant;
 use anyhow::{Context, Result};
@@ -10,34 +10,34 @@ use svg::{
 };
 use testbed::root;
 
-/// What is measured.
+/// A measured figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Figure {
-    /// CPU to start, with one worker.
+    /// CPU time to start, with one worker.
     Load1,
-    /// CPU to start, with eight workers.
+    /// CPU time to start, with eight workers.
     Load8,
     /// Resident memory after that.
     Resident1,
     /// The same with eight workers.
     Resident8,
-    /// CPU for a connection.
+    /// CPU time for a connection.
     Connection,
-    /// Connections in a second.
+    /// Connections per second.
     Saturated,
-    /// CPU for a small message.
+    /// CPU time for a small message.
     Small,
-    /// CPU for a large message.
+    /// CPU time for a large message.
     Large,
     /// Median time to the first byte.
     Median,
-    /// 99th percentile of it.
+    /// 99th percentile of the time to the first byte.
     Slowest,
 }
 use Figure::{Connection, Large, Load1, Load8, Median, Resident1, Resident8, Saturated, Slowest, Small};
 
 impl Figure {
-    /// Its key in the JSON, its head in the table, and how many decimals it has there.
+    /// The key in the JSON, the heading in the table and the number of decimals in the table.
     fn describe(self) -> (&'static str, &'static str, usize) {
         match self {
             Load1 => ("load_cpu_ms_1_worker", "to load, 1 worker, ms", 1),
@@ -54,7 +54,7 @@ impl Figure {
     }
 }
 
-/// Median, quartiles, and between which values the true median is with a confidence of 95 %.
+/// The median, the quartiles and the 95 % confidence interval of the median.
 #[derive(Clone, Copy)]
 struct Summary {
     median: f64,
@@ -70,7 +70,7 @@ impl Summary {
             let (low, high) = (samples[place.floor() as usize], samples[place.ceil() as usize]);
             low + (high - low) * place.fract()
         };
-        // By the samples' ranks, which holds whatever their distribution is.
+        // By the ranks of the samples, so it holds for every distribution.
         let margin = 0.98 / (samples.len() as f64).sqrt();
         let interval = [at((0.5 - margin).max(0.0)), at((0.5 + margin).min(1.0))];
         Self { median: at(0.5), quartiles: [at(0.25), at(0.75)], interval }
@@ -96,14 +96,14 @@ struct Measured {
     samples: BTreeMap<Figure, Vec<f64>>,
 }
 
-/// All samples, and where they come from.
+/// All samples and a description of the machine.
 pub struct Report {
     machine: Value,
     variants: Vec<Measured>,
 }
 
 impl Report {
-    /// Without samples yet.
+    /// A report without samples.
     pub fn new(variants: &[Variant], envoy: &str) -> Result<Self> {
         let measured = |variant: &Variant| -> Result<Measured> {
             let bytes = variant.module.as_ref().map(|path| path.metadata()).transpose()?.map(|file| file.len());
@@ -113,7 +113,7 @@ impl Report {
         Ok(Self { machine: machine(envoy)?, variants: variants? })
     }
 
-    /// Takes a sample of this variant's.
+    /// Adds a sample of a variant.
     pub fn add(&mut self, variant: usize, figure: Figure, sample: f64) {
         self.variants[variant].samples.entry(figure).or_default().push(sample);
     }
@@ -122,14 +122,14 @@ impl Report {
         variant.samples.get(&figure).cloned().map(Summary::of)
     }
 
-    /// What it takes more than no filter, round by round; none for no filter itself, which comes first.
+    /// The difference to no filter, by round. `None` for no filter itself, which is the first variant.
     fn added(&self, variant: &Measured, figure: Figure) -> Option<Summary> {
         let (base, samples) = (self.variants[0].samples.get(&figure)?, variant.samples.get(&figure)?);
         let added = samples.iter().zip(base).map(|(sample, base)| sample - base).collect();
         (variant.name != self.variants[0].name).then(|| Summary::of(added))
     }
 
-    /// The figures as Markdown: CPU beyond that of no filter, all else as it is.
+    /// The figures as Markdown. CPU times are differences to no filter.
     pub fn table(&self) -> String {
         let loading = self.columns(&[Load1, Load8, Resident1, Resident8]);
         let traffic = self.columns(&[Connection, Saturated, Median, Slowest, Small, Large]);
@@ -168,7 +168,7 @@ impl Report {
         table + "\n"
     }
 
-    /// The least CPU to load with one worker, beyond the least of no filter: steadier than the median where much else runs.
+    /// The minimum CPU time to load with one worker, minus that of no filter. It is steadier than the median on a busy machine.
     pub fn least(&self) -> String {
         let least = |variant: &Measured| {
             variant
@@ -193,8 +193,8 @@ impl Report {
         json!({ "machine": self.machine, "variants": variants.collect::<Vec<_>>() })
     }
 
-    /// Prints the table and writes all three: to the repository with the README's numbers, or where peers took part, whose
-    /// numbers are not ours to publish, below target/.
+    /// Prints the table and writes all of them to the repository, or, if a peer took part, to `target/` without the numbers of
+    /// `docs/benchmarks.md`.
     pub fn write(&self, publish: bool) -> Result<()> {
         let folder = root().join(if publish { "bench" } else { "target/bench" });
         fs::create_dir_all(&folder)?;
@@ -213,13 +213,13 @@ impl Report {
                 machine("load_before"),
                 machine("envoy")
             );
-            write_readme(&format!("{table}\n{measured}"))?;
+            write_page(&format!("{table}\n{measured}"))?;
         }
         println!("\n{}", folder.display());
         Ok(())
     }
 
-    /// Bars: what the modules weigh, what loading them costs, and what a connection costs.
+    /// A bar chart of the modules' sizes, the cost of loading them and the cost of a connection.
     fn chart(&self) -> Document {
         const LEFT: usize = 230;
         const WIDTH: usize = 380;
@@ -265,13 +265,13 @@ impl Report {
     }
 }
 
-/// Puts the text between the README's two marks.
-fn write_readme(text: &str) -> Result<()> {
-    let path = root().join("README.md");
-    let readme = fs::read_to_string(&path)?;
+/// Puts the text between the two marks of `docs/benchmarks.md`.
+fn write_page(text: &str) -> Result<()> {
+    let path = root().join("docs/benchmarks.md");
+    let page = fs::read_to_string(&path)?;
     let (start, end) = ("<!-- make bench writes this -->\n", "<!-- to here -->\n");
-    let (head, rest) = readme.split_once(start).context("README.md: no mark where the numbers begin")?;
-    let (_, tail) = rest.split_once(end).context("README.md: no mark where the numbers end")?;
+    let (head, rest) = page.split_once(start).context("docs/benchmarks.md: no mark where the numbers begin")?;
+    let (_, tail) = rest.split_once(end).context("docs/benchmarks.md: no mark where the numbers end")?;
     fs::write(path, format!("{head}{start}\n{text}\n{end}{tail}"))?;
     Ok(())
 }
@@ -293,7 +293,7 @@ fn machine(envoy: &str) -> Result<Value> {
         "memory": format!("{:.0} GiB", kib / 1_048_576.0),
         "kernel": format!("Linux {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()),
         "load_before": load,
-        // Commit, version, state, kind of build, TLS library: the version is enough.
+        // The fields are commit, version, state, kind of build and TLS library.
         "envoy": envoy.split('/').nth(1).unwrap_or(envoy),
     }))
 }

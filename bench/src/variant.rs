@@ -1,4 +1,4 @@
-//! What is measured side by side: no filter, Envoy's own, the floor, and modules.
+//! The variants that are compared: no filter, Envoy's own filter, the floor, and modules.
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -8,7 +8,7 @@ use std::{
 };
 use testbed::{Config, root};
 
-/// Parity by Envoy's own filter for filter state, with a CEL expression.
+/// Parity by Envoy's own set_filter_state filter with a CEL expression.
 const CEL: &str = r#"- name: envoy.filters.network.set_filter_state
               typed_config:
                 "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
@@ -27,24 +27,24 @@ const MODULE: &str = r#"- name: module
                   configuration: CONFIGURATION
                   vm_config: { runtime: envoy.wasm.runtime.v8, code: { local: { filename: /etc/envoy/sluice.wasm } } }"#;
 
-/// An Envoy's filter before tcp_proxy.
+/// A filter before `tcp_proxy`.
 pub struct Variant {
-    /// What it is called in the report.
+    /// The name in the report.
     pub name: String,
-    /// The module, where it has one.
+    /// The module, if the variant has one.
     pub module: Option<PathBuf>,
-    /// Whether it sends odd last octets to the second backend; not known of a peer.
+    /// Whether it sends odd last octets to the second backend. Unknown for a peer.
     pub splits: Option<bool>,
     filter: String,
 }
 
 impl Variant {
-    /// No filter: what all others are compared with.
+    /// No filter, with which all others are compared.
     pub fn none() -> Self {
         Self { name: "no filter".into(), module: None, splits: Some(false), filter: String::new() }
     }
 
-    /// Envoy's own filter for filter state, with a CEL expression.
+    /// Envoy's own set_filter_state filter with a CEL expression.
     pub fn cel() -> Self {
         let name = "Envoy's set_filter_state, CEL".into();
         Self { name, module: None, splits: Some(true), filter: CEL.into() }
@@ -66,7 +66,7 @@ impl Variant {
         Ok(Self { name, module: Some(module), splits: Some(true), filter })
     }
 
-    /// The modules that the environment names: `path` or `path:configuration` in PEER, and in variables that begin so.
+    /// The modules in the environment: `path` or `path:configuration` in each variable whose name begins with PEER.
     pub fn peers() -> Result<Vec<Self>> {
         let mut peers: Vec<(String, String)> = env::vars().filter(|(name, _)| name.starts_with("PEER")).collect();
         peers.sort();
@@ -79,7 +79,7 @@ impl Variant {
         peers.into_iter().map(peer).collect()
     }
 
-    /// The Envoy's configuration, before its backends are known.
+    /// The configuration of Envoy, without its backends.
     pub fn config(&self) -> Result<Config> {
         let config = Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)?;
         match &self.module {

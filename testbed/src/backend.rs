@@ -1,4 +1,4 @@
-//! Egress backends: servers in this process that say who they are.
+//! Egress backends: servers in this process that send their names.
 
 use anyhow::Result;
 use std::{
@@ -7,33 +7,33 @@ use std::{
     thread,
 };
 
-/// A TCP server on 127.0.0.1 that writes its name to whoever connects and ends its side. It lasts as long as the process.
+/// A TCP server on 127.0.0.1 that sends its name to each client and half-closes. It runs until the process ends.
 pub struct Backend {
     address: SocketAddr,
 }
 
 impl Backend {
-    /// Listens on a port that was free.
+    /// Listens on a free port.
     pub fn start(name: &'static str) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                // A client that has gone again hears nothing; whoever waits for the name notices.
+                // A client that has disconnected gets nothing. A test that waits for the name fails then.
                 thread::spawn(move || greet(&client, name));
             }
         });
         Ok(Self { address })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-/// Reads to the end what the client says, as closing before would reset the connection.
+/// Reads until the client half-closes, because closing earlier would reset the connection.
 fn greet(mut client: &TcpStream, name: &str) -> io::Result<u64> {
     client.write_all(name.as_bytes())?;
     client.shutdown(Shutdown::Write)?;

@@ -1,4 +1,4 @@
-//! Envoy configurations, as the repository ships them but for what differs on every machine.
+//! The shipped Envoy configurations, with the ports and paths of this machine.
 
 use crate::root;
 use anyhow::{Context, Result, ensure};
@@ -25,7 +25,7 @@ pub struct Config {
 
 impl Config {
     /// The file of this name in `envoy-docker/`, with the ports of the admin interface and of the listener left to the
-    /// kernel. Where the machine has no IPv6, its listener takes IPv4 only.
+    /// kernel. On a machine without IPv6, the listener takes IPv4 only.
     pub fn shipped(name: &str) -> Result<Self> {
         let path = root().join("envoy-docker").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -34,7 +34,7 @@ impl Config {
         if has_ipv6() { Ok(config) } else { config.with("\"::\"", "0.0.0.0")?.with("ipv4_compat: true", "") }
     }
 
-    /// The file as it stands.
+    /// The file as shipped.
     pub fn file(path: &Path) -> Result<Self> {
         fs::read_to_string(path).map(Self::from).with_context(|| format!("cannot read {}", path.display()))
     }
@@ -65,7 +65,7 @@ impl Config {
         let mut native = vec![
             filter[0].to_owned(),
             format!("{indent}\"@type\": {DYNAMIC_MODULE}"),
-            // Comments of the shipped files, which a test compares with this.
+            // The comments of the shipped files. A test compares them with this.
             format!("{indent}# Envoy looks for libsluice.so in the folder that {SEARCH_PATH} names. With the"),
             format!("{indent}# namespace of Wasm's counters, the counters have the same names."),
             format!("{indent}dynamic_module_config: {{ name: {name}, metrics_namespace: wasmcustom }}"),
@@ -78,19 +78,19 @@ impl Config {
         self.with(&(filter.join("\n") + "\n"), &(native.join("\n") + "\n"))
     }
 
-    /// The configuration with this backend's address in place of the shipped one's port on 127.0.0.1.
+    /// The configuration with this address in place of the shipped backend port on 127.0.0.1.
     pub fn with_backend(&self, shipped: u16, address: SocketAddr) -> Result<Self> {
         self.with(&format!("port_value: {shipped}"), &format!("port_value: {}", address.port()))
     }
 
-    /// The configuration with one text, which must stand in it exactly once, replaced by another.
+    /// The configuration with a text replaced. The text must occur exactly once.
     pub fn with(&self, from: &str, to: &str) -> Result<Self> {
         let times = self.text.matches(from).count();
         ensure!(times == 1, "the configuration holds {from:?} {times} times, not once");
         Ok(Self { text: self.text.replacen(from, to, 1), ..self.clone() })
     }
 
-    /// The configuration with a text, wherever it stands, replaced by another; it must stand there.
+    /// The configuration with all occurrences of a text replaced. There must be at least one.
     pub fn with_each(&self, from: &str, to: &str) -> Result<Self> {
         ensure!(self.text.contains(from), "the configuration does not hold {from:?}");
         Ok(Self { text: self.text.replace(from, to), ..self.clone() })
@@ -114,7 +114,7 @@ impl From<String> for Config {
     }
 }
 
-/// The first of these lines, and those that follow it and are indented more.
+/// The first line and the following lines that are indented more.
 fn block<'a, 'b>(lines: &'a [&'b str]) -> &'a [&'b str] {
     let outside = |line: &&str| indentation(line) <= indentation(lines[0]);
     let length = lines.iter().skip(1).position(outside).map_or(lines.len(), |length| length + 1);
@@ -125,7 +125,7 @@ fn indentation(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// Whether sockets can listen on IPv6 addresses here.
+/// Whether sockets can listen on IPv6 addresses on this machine.
 #[must_use]
 pub fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()

@@ -1,5 +1,5 @@
-//! Hosts on one bridge, each in a network namespace of its own. Nothing of them is outside this process: the namespaces
-//! go when their owner is dropped, or when the process ends, however it ends.
+//! Hosts on one bridge, each in a network namespace of its own. Only this process holds the namespaces, so they are removed
+//! when their owner is dropped or the process ends, even if it is killed.
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -21,7 +21,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes a bridge; this takes the rights of root.
+    /// Makes a bridge. Needs root.
     pub fn new() -> Result<Self> {
         let bridge = Host::alone()?;
         bridge.ip("link add bridge type bridge mcast_snooping 0")?;
@@ -29,7 +29,7 @@ impl Network {
         Ok(Self { bridge, ports: AtomicUsize::new(0) })
     }
 
-    /// A host with these addresses on its `eth0`. Whatever address the hosts have, they reach each other directly.
+    /// Adds a host with these addresses on its `eth0`. All hosts reach each other directly, whatever their addresses.
     pub fn host(&self, addresses: &[&str]) -> Result<Host> {
         let mut host = Host::alone()?;
         host.bridge = Some(Arc::clone(&self.bridge.namespace));
@@ -52,12 +52,12 @@ impl Network {
 #[derive(Clone)]
 pub struct Host {
     namespace: Arc<File>,
-    /// Held, so that a host is connected as long as it lasts.
+    /// Keeps the bridge for as long as the host exists.
     bridge: Option<Arc<File>>,
 }
 
 impl Host {
-    /// A host with its loopback interface only.
+    /// Makes a host with a loopback interface only.
     pub fn alone() -> Result<Self> {
         let made = thread::scope(|scope| {
             let thread = scope.spawn(|| -> Result<File> {
@@ -71,19 +71,19 @@ impl Host {
         Ok(host)
     }
 
-    /// The host that a process of this machine is in.
+    /// The host in which a process of this machine runs.
     pub fn of_process(id: u32) -> Result<Self> {
         let path = format!("/proc/{id}/ns/net");
         let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
         Ok(Self { namespace: Arc::new(namespace), bridge: None })
     }
 
-    /// Where other processes find the namespace as long as this host lasts.
+    /// The path by which other processes find the namespace while this host exists.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd())
     }
 
-    /// Does this on a thread in the host. Sockets stay in the host that they were made in.
+    /// Runs a function on a thread in the host. Sockets stay in the host in which they were made.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let thread = move || {
             setns(&*self.namespace, CloneFlags::CLONE_NEWNET).expect("the namespace is ours and open");
@@ -95,7 +95,7 @@ impl Host {
         }
     }
 
-    /// A program that will run in the host.
+    /// A command that runs a program in the host.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -103,7 +103,7 @@ impl Host {
         command
     }
 
-    /// Runs a program with these arguments, which it separates at spaces, and expects it to succeed.
+    /// Runs a program with arguments, which are separated at spaces. Fails if the program fails.
     pub fn call(&self, program: &str, arguments: &str) -> Result<()> {
         let output = self.command(program).args(arguments.split(' ')).output();
         let output = output.context("cannot start nsenter")?;
@@ -117,7 +117,7 @@ impl Host {
     }
 }
 
-/// Why hosts cannot be made here, if so.
+/// Returns why hosts cannot be made here, or `None` if they can.
 pub fn hindrance() -> Option<String> {
     let trial = || Network::new()?.host(&["192.0.2.1/24", "2001:db8::1/64"]);
     trial().err().map(|error| format!("{error:#}"))

@@ -91,9 +91,9 @@ fn deep_nesting_is_rejected_at_its_first_level() {
 }
 
 #[test]
-fn the_example_of_the_readme_is_the_tested_one() {
-    let readme = fs::read_to_string(testbed::root().join("README.md")).unwrap();
-    let (_, rest) = readme.split_once("```json\n").unwrap();
+fn the_example_of_the_documentation_is_the_tested_one() {
+    let page = fs::read_to_string(testbed::root().join("docs/configuration.md")).unwrap();
+    let (_, rest) = page.split_once("```json\n").unwrap();
     assert_eq!(rest.split_once("```").unwrap().0, include_str!("../data/example.json"));
 }
 

@@ -1,4 +1,4 @@
-//! `make bench`: what is measured is made ready, then the package bench measures it.
+//! `make bench`: builds the modules, then the package `bench` measures them.
 
 use crate::{compiler, module, native, root};
 use anyhow::Result;

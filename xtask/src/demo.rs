@@ -1,4 +1,4 @@
-//! `make demo`: live connections through a real Envoy with the shipped configuration, and who answered them.
+//! `make demo`: live connections through a real Envoy with the shipped configuration, and the egress that answered each.
 
 use crate::{
     module::{self, Steps},
@@ -16,7 +16,7 @@ use std::{
 use testbed::{Backend, Config, Envoy, Module, config, envoy};
 use xshell::{Shell, cmd};
 
-/// Documentation prefix of RFC 3849; the addresses exist in the demo's network namespace only.
+/// Addresses of the documentation prefix of RFC 3849. They exist only in the demo's network namespace.
 const IPV6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2),
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3),
@@ -24,10 +24,10 @@ const IPV6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10ff),
 ];
 
-/// Says that the demo runs in a network namespace of its own, where it may add addresses.
+/// Set if the demo runs in a network namespace of its own, in which it may add addresses.
 const OWN_NAMESPACE: &str = "SLUICE_DEMO_OWN_NAMESPACE";
 
-/// Gets the module that MODULE names and Envoy ready, then shows the traffic, in a network namespace if one may be made.
+/// Builds the module that MODULE names, gets Envoy, and shows the traffic, in a network namespace if possible.
 pub fn prepare() -> Result<()> {
     let module = match Module::from_environment()? {
         Module::Native => native::build()?,
@@ -45,11 +45,11 @@ pub fn prepare() -> Result<()> {
         }
         None => Command::new(env::current_exe()?),
     };
-    // Takes this process's place, so that there is one process to interrupt.
+    // Replaces this process, so that there is one process to interrupt.
     Err(traffic.arg("demo-traffic").arg(module).env("ENVOY", program).exec().into())
 }
 
-/// Opens a connection from each source, prints the table and fails where one went wrong.
+/// Opens a connection from each source and prints the table. Fails if a connection was answered by the wrong egress.
 pub fn traffic(module: &Path) -> Result<()> {
     let in_namespace = env::var_os(OWN_NAMESPACE).is_some();
     let sources = sources(in_namespace)?;
@@ -83,7 +83,7 @@ pub fn traffic(module: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The command that runs another one in a network namespace of its own, if such a one works here.
+/// The command that runs another command in a network namespace, if that works here.
 fn namespace() -> Option<&'static [&'static str]> {
     // The second form is for users other than root.
     let ways: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--net", "--user", "--map-root-user"]];

@@ -10,8 +10,8 @@ use std::{
 use testbed::DIST;
 use xshell::{Shell, cmd};
 
-/// What Envoy calls or needs. What is not exported is not called: without the data callbacks the VM is not entered per
-/// chunk of data.
+/// The exports that Envoy calls or needs. Envoy does not call a callback that is not exported, so without the data callbacks
+/// it does not enter the VM for data.
 const EXPORTS: [&str; 7] = [
     "malloc",
     "memory",
@@ -22,7 +22,7 @@ const EXPORTS: [&str; 7] = [
     "proxy_on_new_connection",
 ];
 
-/// What the module is made from, beside the compiler.
+/// The inputs of the build, besides the compiler.
 const INPUTS: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -36,22 +36,22 @@ const INPUTS: [&str; 10] = [
     "xtask/Cargo.toml",
 ];
 
-/// Says from which inputs the module in `dist/` was built.
+/// The file that records the inputs from which the module in `dist/` was built.
 const STAMP: &str = "target/shipped/stamp";
 
 /// The module before its last step, which `make bench` compares with the shipped one.
 const INLINED: &str = "target/shipped/inlined.wasm";
 
-/// How far to build.
+/// The steps of the build.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Steps {
-    /// As it ships, at `dist/sluice.wasm`.
+    /// All steps. The module is `dist/sluice.wasm`.
     All,
-    /// Without Binaryen, whose crate takes minutes to compile, under `target/`.
+    /// All steps but Binaryen, whose crate takes minutes to compile. The module is under `target/`.
     AllButWasmOpt,
 }
 
-/// Builds the module, prints its size after each step and gives its path.
+/// Builds the module and prints its size after each step. Returns its path.
 pub fn build(steps: Steps) -> Result<PathBuf> {
     let root = root()?;
     let sh = Shell::new()?;
@@ -93,7 +93,7 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The module on the SDK's dispatcher, which a plain cargo build gives.
+/// Builds the module with the SDK's dispatcher, as a plain cargo build does.
 pub fn plain() -> Result<PathBuf> {
     let root = root()?;
     let sh = Shell::new()?;
@@ -108,7 +108,7 @@ pub fn plain() -> Result<PathBuf> {
     Ok(root.join("target/wasm32-unknown-unknown/release/sluice.wasm"))
 }
 
-/// The shipped module, built anew if it is stale.
+/// Returns the shipped module, rebuilt if it is stale.
 pub fn shipped() -> Result<PathBuf> {
     match fresh()? {
         Some(path) => Ok(path),
@@ -116,14 +116,14 @@ pub fn shipped() -> Result<PathBuf> {
     }
 }
 
-/// The shipped module, and the module before its last step, built anew if they are stale.
+/// Returns the shipped module and the module before the last step, rebuilt if they are stale.
 pub fn shipped_and_inlined() -> Result<[PathBuf; 2]> {
     let inlined = root()?.join(INLINED);
     let shipped = if inlined.exists() { shipped()? } else { build(Steps::All)? };
     Ok([shipped, inlined])
 }
 
-/// The shipped module if it stands in `dist/` as it was built, from what stands here now.
+/// Returns the shipped module if it is in `dist/`, unchanged, and was built from the current inputs.
 pub fn fresh() -> Result<Option<PathBuf>> {
     let root = root()?;
     let path = root.join(DIST);
@@ -134,12 +134,12 @@ pub fn fresh() -> Result<Option<PathBuf>> {
     Ok((now == written).then_some(path))
 }
 
-/// Tells which inputs gave which module.
+/// The record that connects inputs and module.
 fn stamp(inputs: u64, module: &[u8]) -> String {
     format!("{inputs:016x} {:016x}\n", hash(|hasher| module.hash(hasher)))
 }
 
-/// Of the compiler and the contents of everything that the module is made from.
+/// A hash of the compiler and of all inputs.
 fn inputs(root: &Path, compiler: &compiler::Compiler) -> Result<u64> {
     let mut files = Vec::new();
     for input in INPUTS {
@@ -168,7 +168,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Fails where the shipped module is larger than tests/data/size-budget allows.
+/// Fails if the shipped module is larger than `tests/data/size-budget`.
 pub fn check_size() -> Result<()> {
     let budget = fs::read_to_string(root()?.join("tests/data/size-budget")).context("tests/data/size-budget")?;
     let budget: u64 = budget.trim().parse().context("tests/data/size-budget: not a number of bytes")?;
@@ -187,11 +187,11 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
         "-Clink-arg=-zstack-size=4096".to_owned(),
-        // Two signatures for one function are only a warning, and the call traps.
+        // The linker only warns about two signatures for one function, and the call then traps.
         "-Clink-arg=--fatal-warnings".to_owned(),
     ];
     flags.extend(compiler.linker().iter().map(ToString::to_string));
-    // Paths stay in the module in spite of immediate-abort: without these, two folders give two files.
+    // The module contains paths in spite of immediate-abort. Without these flags, two folders give different bytes.
     for (from, to) in [
         (cargo_home.as_str(), "/cargo"),
         (compiler.sysroot.as_str(), "/rust"),
@@ -199,14 +199,14 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
     ] {
         flags.push(format!("--remap-path-prefix={from}={to}"));
     }
-    // Apart from target/: RUSTC_BOOTSTRAP changes what build scripts find out about the compiler.
+    // Not in target/, because RUSTC_BOOTSTRAP changes what build scripts detect.
     let target = root.join("target/shipped");
     let specification = write_target(sh, &target)?;
     let module = target.join(format!("{TARGET}/release/sluice.wasm"));
     if module.exists() {
         fs::remove_file(&module)?;
     }
-    // One crate type only: beside an rlib, cargo leaves out the link-time optimisation of the cdylib.
+    // One crate type only. With an rlib, cargo skips the link-time optimisation of the cdylib.
     compiler::cargo(sh)
         .args(["rustc", "--locked", "--release", "--lib", "--crate-type", "cdylib", "--no-default-features"])
         .args(["-Zjson-target-spec", "--target"])
@@ -263,7 +263,7 @@ fn trim(module: &[u8]) -> Result<Vec<u8>> {
 fn optimise(module: &[u8]) -> Result<Vec<u8>> {
     use wasm_opt::{Feature, OptimizationOptions, Pass};
 
-    // Between the usual passes control flow is taken apart and put together anew, which makes it smaller.
+    // Flattening and rebuilding the control flow between the usual passes makes the module smaller.
     let mut anew = OptimizationOptions::new_opt_level_0();
     anew.add_default_passes(false).add_pass(Pass::Flatten).add_pass(Pass::Rereloop);
     let mut small = OptimizationOptions::new_optimize_for_size_aggressively();
@@ -273,7 +273,7 @@ fn optimise(module: &[u8]) -> Result<Vec<u8>> {
     let (input, output) = (folder.path().join("input.wasm"), folder.path().join("output.wasm"));
     fs::write(&input, module)?;
     for mut options in [small.clone(), anew.clone(), small.clone(), anew, small] {
-        // What rustc emits for this target by default; Binaryen refuses what it was not told of.
+        // The features that rustc emits for this target by default. Binaryen refuses others.
         for feature in [Feature::BulkMemory, Feature::Multivalue, Feature::ReferenceTypes, Feature::TruncSat] {
             options.enable_feature(feature);
         }

@@ -16,12 +16,12 @@ use std::{
 };
 use xshell::{Shell, cmd};
 
-/// What Istio requires of the two forms: pkg/wasm/imagefetcher.go of its repository.
+/// The media types that Istio requires, from pkg/wasm/imagefetcher.go of its repository.
 const CONTENT: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
 const CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const IN_TAR: &str = "plugin.wasm";
 
-/// Where the two image layouts are written to, in the checkout, and what their tags end in.
+/// The folders of the two image layouts in the checkout, and the suffixes of their tags.
 const ARTIFACT: (&str, &str) = ("dist/oci", "");
 const COMPAT: (&str, &str) = ("dist/oci-compat", "-compat");
 
@@ -37,7 +37,7 @@ pub fn build() -> Result<()> {
     Ok(())
 }
 
-/// Pushes both, with the tag of this reference and with that tag and `-compat`, by crane.
+/// Pushes both by crane: the artefact with the tag of the reference, the image with `-compat` appended to it.
 pub fn push(reference: &str) -> Result<()> {
     ensure!(!reference.contains('@'), "REF is a name with a tag; the digest is what comes out: {reference}");
     let tagged = reference.rsplit_once('/').context("REF is REGISTRY/NAME:TAG")?.1.contains(':');
@@ -60,14 +60,14 @@ pub fn push(reference: &str) -> Result<()> {
     Ok(())
 }
 
-/// The module as it is, beside a layer that says nothing.
+/// The artefact: the module and an empty layer.
 fn artifact(layout: &Layout, module: &[u8]) -> Result<Descriptor> {
     let nothing = layout.add(MediaType::Other(CONFIG.into()), b"{}")?;
     let content = layout.add(MediaType::Other(CONTENT.into()), module)?;
     layout.manifest(nothing.clone(), vec![nothing, content])
 }
 
-/// An image whose one layer is an archive with the module in it, which any registry takes.
+/// The image: one layer, an archive that contains the module. Every registry accepts it.
 fn compat(layout: &Layout, module: &[u8]) -> Result<Descriptor> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar(); // of time 0 and of nobody
@@ -118,7 +118,7 @@ impl Layout {
         self.add(MediaType::ImageManifest, manifest.to_string()?.as_bytes())
     }
 
-    /// Gives the manifest's digest.
+    /// Returns the digest of the manifest.
     fn finish(self, manifest: Descriptor) -> Result<String> {
         let digest = manifest.digest().to_string();
         let index = ImageIndexBuilder::default()

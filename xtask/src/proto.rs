@@ -1,4 +1,4 @@
-//! `make regen-proto`: the bindings against their golden, and the proto file against the Envoy that runs it.
+//! `make regen-proto`: compares the generated bindings with their golden, and the proto file with the Envoy binary.
 
 use crate::root;
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +11,7 @@ use xshell::{Shell, cmd};
 const PROTO: &str = "set_envoy_filter_state.proto";
 const MESSAGE: &str = "SetEnvoyFilterStateArguments";
 
-/// Generates the bindings anew, fails with the difference where they are not the golden ones, then compares package,
+/// Generates the bindings and fails with the difference if they are not the golden ones. Then compares package,
 /// fields and enum values with the descriptors inside the Envoy binary.
 pub fn regenerate() -> Result<()> {
     let root = root()?;
@@ -76,7 +76,7 @@ fn compare_with_envoy(ours: &FileDescriptorSet, program: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The serialized descriptor of a proto file as protoc's generated C++ holds it: the file's fields in the order of
+/// The serialized descriptor of a proto file as protoc's generated C++ contains it: the fields in the order of
 /// their numbers, the name first, `syntax` last.
 fn embedded(program: &[u8], path: &str) -> Option<FileDescriptorProto> {
     let mut name = vec![0x0a, u8::try_from(path.len()).ok()?];

@@ -1,4 +1,4 @@
-//! What the demos print: who was to answer each source, who did, and what Envoy counted.
+//! The table that the demos print: the expected egress of each source, the one that answered, and Envoy's counter.
 
 use anyhow::{Result, ensure};
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ impl Table {
         Self { rows: 0, wrong: 0 }
     }
 
-    /// Connects and prints a row: right is the egress of the source's last octet, counted once by `count`.
+    /// Connects and prints a row. It is right if the egress of the source's last octet answered and `count` counted it once.
     pub fn row(
         &mut self,
         source: IpAddr,
@@ -44,7 +44,7 @@ impl Table {
         Ok(())
     }
 
-    /// Fails with this log where a row went wrong.
+    /// Fails with this log if a row was wrong.
     pub fn end(self, log: impl FnOnce() -> String) -> Result<()> {
         println!();
         ensure!(self.wrong == 0, "{} of {} connections went wrong; Envoy's log:\n{}", self.wrong, self.rows, log());
