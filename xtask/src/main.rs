@@ -5,6 +5,7 @@ mod compiler;
 mod demo;
 mod docker;
 mod engine;
+mod go;
 mod images;
 mod inlining;
 mod lint;
