@@ -157,7 +157,8 @@ fn hash(feed: impl FnOnce(&mut DefaultHasher)) -> u64 {
     hasher.finish()
 }
 
-fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the files in a folder, or the file itself.
+pub fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     if path.is_dir() {
         for entry in fs::read_dir(path)? {
             collect(&entry?.path(), files)?;
@@ -179,10 +180,6 @@ pub fn check_size() -> Result<()> {
 }
 
 fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<PathBuf> {
-    let cargo_home = match env::var("CARGO_HOME") {
-        Ok(home) if !home.is_empty() => home,
-        _ => format!("{}/.cargo", env::var("HOME").context("neither CARGO_HOME nor HOME is set")?),
-    };
     let mut flags = vec![
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
@@ -191,14 +188,8 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
         "-Clink-arg=--fatal-warnings".to_owned(),
     ];
     flags.extend(compiler.linker().iter().map(ToString::to_string));
-    // Paths stay in the module in spite of immediate-abort: without these, two folders give two files.
-    for (from, to) in [
-        (cargo_home.as_str(), "/cargo"),
-        (compiler.sysroot.as_str(), "/rust"),
-        (root.to_str().context("the checkout's path is not UTF-8")?, "/sluice"),
-    ] {
-        flags.push(format!("--remap-path-prefix={from}={to}"));
-    }
+    // Paths stay in the module in spite of immediate-abort.
+    flags.extend(compiler.remap(root)?);
     // Apart from target/: RUSTC_BOOTSTRAP changes what build scripts find out about the compiler.
     let target = root.join("target/shipped");
     let specification = write_target(sh, &target)?;

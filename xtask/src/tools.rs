@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use testbed::pypi;
 use xshell::{Shell, cmd};
 
+/// Writes bills of materials.
+pub const CARGO_CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 const CARGO_DENY: (&str, &str) = ("cargo-deny", "0.20.2");
 const CARGO_LLVM_COV: (&str, &str) = ("cargo-llvm-cov", "0.9.1");
 
@@ -113,10 +115,12 @@ fn shell() -> Result<Shell> {
     Ok(sh)
 }
 
-fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
+/// Returns the path of this program, and installs this version of it by cargo if it is not installed.
+pub fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
     let tools = root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = tools.join("bin").join(name);
     if !program.exists() {
+        println!("compiling {name} {version}, which takes minutes");
         let install = cargo(sh).args(["install", "--quiet", "--locked", "--version", version, name, "--root"]);
         install.arg(&tools).run()?;
     }
