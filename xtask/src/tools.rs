@@ -12,6 +12,7 @@ use testbed::pypi;
 use xshell::{Shell, cmd};
 
 /// Writes bills of materials.
+#[cfg(feature = "oci")]
 pub const CARGO_CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 const CARGO_DENY: (&str, &str) = ("cargo-deny", "0.20.2");
 const CARGO_LLVM_COV: (&str, &str) = ("cargo-llvm-cov", "0.9.1");
