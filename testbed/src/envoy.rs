@@ -182,6 +182,12 @@ impl Envoy {
         })
     }
 
+    /// The address of the admin interface.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// The process's id.
     #[must_use]
     pub fn id(&self) -> u32 {

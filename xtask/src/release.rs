@@ -10,7 +10,7 @@ use std::{env, fs, path::Path};
 const FOLDER: &str = "dist/release";
 
 /// What the archive of manifests and configurations contains.
-const SHIPPED: [&str; 4] = ["CHANGELOG.md", "LICENSE", "envoy-docker", "istio"];
+const SHIPPED: [&str; 5] = ["CHANGELOG.md", "LICENSE", "envoy-docker", "istio", "observability"];
 
 /// Builds the artefacts. TAG, if set, must name this version. TARGETS lists targets of the native module besides this machine's.
 pub fn build() -> Result<()> {
