@@ -14,6 +14,7 @@ mod bindings;
 mod configurations;
 mod decision;
 mod explain;
+mod observability;
 mod scenarios;
 mod schema;
 mod struct_messages;
