@@ -17,6 +17,7 @@ mod explain;
 mod observability;
 mod scenarios;
 mod schema;
+mod setup;
 mod struct_messages;
 mod tidy;
 
