@@ -1,21 +1,27 @@
-# One line each: cargo, or cargo xtask. setup.sh installs what a target needs and is missing, and prints cargo's folder.
-CARGO = PATH="$(or $(shell sh xtask/setup.sh $@),$(error nothing was done, for the reason above)):$$PATH" cargo
-# All of them at once, as Binaryen would be compiled again for other ones.
+# One line each: cargo, or cargo xtask. setup.sh installs or names what the goals need and this machine lacks, and prints
+# cargo's folder.
+CARGO = PATH="$(or $(shell sh xtask/setup.sh $(MAKECMDGOALS)),$(error nothing was done, for the reason above)):$$PATH" cargo
+# All features at once, because Binaryen would be compiled again for other ones.
 WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
+.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit bench
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
 docker-demo: ; @$(CARGO) $(WITH_WASM_OPT) docker-demo
 test: ; $(CARGO) $(WITH_WASM_OPT) test
+test-native: ; $(CARGO) test --locked
 test-docker: ; $(CARGO) $(WITH_WASM_OPT) test-docker
 test-mesh: ; $(CARGO) $(WITH_WASM_OPT) test-mesh
 test-mesh-full: ; $(CARGO) $(WITH_WASM_OPT) test-mesh-full
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-ci: lint check-readme audit regen-proto wasm-size demo test test-docker test-mesh
+ci: ci-lint ci-module ci-docker ci-mesh
+ci-lint: lint test-native audit
+ci-module: regen-proto wasm-size demo test
+ci-docker: test-docker
+ci-mesh: test-mesh
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
 build-native: ; $(CARGO) xtask build-native
@@ -23,6 +29,7 @@ build-wasm: ; $(CARGO) $(WITH_WASM_OPT) build-wasm
 wasm-size: ; $(CARGO) $(WITH_WASM_OPT) wasm-size
 oci: ; $(CARGO) $(WITH_WASM_OPT) oci
 oci-push: ; $(CARGO) $(WITH_WASM_OPT) oci-push $(or $(REF),$(error REF=REGISTRY/NAME:TAG is missing))
+release: ; $(CARGO) $(WITH_WASM_OPT) release
 verify: ; @$(CARGO) run --quiet --package xtask --features verify -- verify $(TO)
 regen-proto: ; $(CARGO) run --package xtask --features proto -- regen-proto
 check-readme: ; $(CARGO) test --test native -- tidy

@@ -35,6 +35,7 @@
 //! | `routes[].action` | `continue` keeps the cluster of `tcp_proxy`; `deny` closes the connection. | either `clusters` or `action` is required |
 //! | `otherwise` | The action if no route matches. | required |
 //! | `on_error` | The action if the proxy gives no IP address and port for the source, or none for the destination although any route has `destination` or `destination_ports`, or if it refuses the override. | `deny` |
+//! | `mode` | `enforce`, or `observe`: decisions are counted and logged, but not applied, so that every connection keeps the cluster of `tcp_proxy`. Each load of such a configuration is logged as a warning. | `enforce` |
 //! | `preset` | The name of a preset. Cannot be combined with other fields. | |
 //!
 //! No list may be empty. An empty Struct reaches the Wasm module as nothing, so it means `standalone` there; `{}` is rejected.
@@ -139,10 +140,11 @@ impl Parser<'_> {
     /// Reads the policy into `self.policy`. Returns the index of the preset if the document names one instead.
     #[inline(never)]
     fn read_policy(&mut self) -> Option<usize> {
-        const FIELDS: &str = "routes otherwise on_error preset";
+        const FIELDS: &str = "routes otherwise on_error mode preset";
         const ROUTES: usize = 0;
         const OTHERWISE: usize = 1;
         const ON_ERROR: usize = 2;
+        const MODE: usize = 3;
 
         if !self.reader.is_object() {
             self.reader.reject_rest(" is neither a preset (standalone, istio) nor a JSON object");
@@ -154,6 +156,7 @@ impl Parser<'_> {
                 ROUTES => self.read_routes(),
                 OTHERWISE => self.policy.otherwise = self.read_action(),
                 ON_ERROR => self.policy.on_error = self.read_action(),
+                MODE => self.policy.observes = self.reader.one_of("enforce observe") != 0,
                 _ => preset = Some(self.reader.one_of(PRESET_NAMES)),
             }
         }

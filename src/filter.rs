@@ -60,6 +60,9 @@ impl<H: Host> Filter<H> {
                 return None;
             }
         };
+        if policy.observes {
+            host.log(Level::Warn, &Text::new("sluice: mode is observe: decisions are not applied"));
+        }
         let mut clusters = Vec::new();
         for name in &policy.clusters {
             let routed = define_counter(host, "sluice.routed.", name);
@@ -103,7 +106,7 @@ impl<H: Host> Filter<H> {
                 self.count(connection, Outcome::Denied);
                 // For access logs, and as a last barrier: if a proxy neither closed nor stopped the connection, `tcp_proxy`
                 // would look for a cluster of this name, which must not exist. A refusal changes nothing.
-                _ = connection.set_override(&self.denied_override);
+                _ = self.apply(connection, &self.denied_override);
             }
             None => {}
         }
@@ -111,13 +114,19 @@ impl<H: Host> Filter<H> {
         if is_error || connection.log_enabled(level) {
             connection.log(level, &self.describe(connection, decision, refused, action));
         }
-        action.unwrap_or(Action::Continue)
+        if self.policy.observes { Action::Continue } else { action.unwrap_or(Action::Continue) }
+    }
+
+    /// Sets the override of a connection, unless the policy only observes.
+    #[inline(never)]
+    fn apply<C: Connection<Host = H>>(&self, connection: &C, value: &H::Override) -> Result<(), Status> {
+        if self.policy.observes { Ok(()) } else { connection.set_override(value) }
     }
 
     /// Overrides the cluster of a connection.
     fn route<C: Connection<Host = H>>(&self, connection: &C, index: ClusterIndex) -> Result<(), Status> {
         let cluster = self.clusters.get(index.position()).ok_or(Status::NOT_FOUND)?;
-        connection.set_override(&cluster.prepared)?;
+        self.apply(connection, &cluster.prepared)?;
         if let Some(counter) = &cluster.routed {
             connection.increment(counter);
         }
@@ -166,6 +175,9 @@ impl<H: Host> Filter<H> {
             Some(Action::Continue) => ": tcp_proxy's cluster is kept",
             Some(Action::Deny) => ": connection closed",
         });
+        if self.policy.observes {
+            line.push(" (not applied)");
+        }
         line
     }
 }

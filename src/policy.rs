@@ -18,6 +18,8 @@ pub struct Policy {
     pub otherwise: Action,
     /// The action for a connection if an address cannot be read or the proxy refuses the override.
     pub on_error: Action,
+    /// Whether decisions are counted and logged, but not applied.
+    pub observes: bool,
 }
 
 /// The position of a cluster in [`Policy::clusters`].
@@ -78,7 +80,13 @@ impl Policy {
     /// A policy without routes, which denies every connection.
     #[must_use]
     pub fn deny_all() -> Self {
-        Self { routes: Routes::default(), clusters: Vec::new(), otherwise: Action::Deny, on_error: Action::Deny }
+        Self {
+            routes: Routes::default(),
+            clusters: Vec::new(),
+            otherwise: Action::Deny,
+            on_error: Action::Deny,
+            observes: false,
+        }
     }
 
     /// The name of a cluster.

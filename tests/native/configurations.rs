@@ -6,6 +6,8 @@ pub const ACCEPTED: &[&str] = &[
     r#"{"preset":"standalone"}"#,
     r#"{"preset":"istio"}"#,
     r#"{"routes":[{"action":"deny"}],"otherwise":"continue"}"#,
+    r#"{"routes":[{"action":"deny"}],"otherwise":"deny","mode":"observe"}"#,
+    r#"{"routes":[{"action":"deny"}],"otherwise":"deny","mode":"enforce"}"#,
     r#" { "routes" : [ { "clusters" : [ "a" , "a" ] , "match" : { } } ] , "on_error" : "continue" , "otherwise" : "deny" } "#,
     r#"{"routes":[{"match":{"source":["0.0.0.0/0","::/0","10.0.0.7/32","2001:db8::1/128","64:ff9b::10.0.0.0/104"]},"clusters":["a"]}],"otherwise":"deny"}"#,
     r#"{"routes":[{"match":{"destination_ports":[1,65535]},"clusters":["outbound|80||a.b\u003c\"\\\u00e9\ud83d\ude00"]}],"otherwise":"deny"}"#,
@@ -46,7 +48,13 @@ const REJECTED: &[(&str, RejectedBy, &str)] = &[
     (r#"{"routes":[{"action":"Deny"}]}"#, Both, r#"routes[0].action: "Deny", expected one of: continue deny"#),
     (r#"{"routes":[{"action":true}]}"#, Both, "routes[0].action: expected a string"),
     (r#"{"routes":[{"cluster":["a"]}]}"#, Both, r#"routes[0]: "cluster", expected one of: match clusters action"#),
-    (r#"{"route":[]}"#, Both, r#""route", expected one of: routes otherwise on_error preset"#),
+    (r#"{"route":[]}"#, Both, r#""route", expected one of: routes otherwise on_error mode preset"#),
+    (
+        r#"{"routes":[{"action":"deny"}],"otherwise":"deny","mode":"dry"}"#,
+        Both,
+        r#"mode: "dry", expected one of: enforce observe"#,
+    ),
+    (r#"{"preset":"istio","mode":"observe"}"#, Both, "preset cannot be combined with other fields"),
     (
         r#"{"routes":[{"action":"deny"}],"otherwise":"stop"}"#,
         Both,

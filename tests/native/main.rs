@@ -14,8 +14,10 @@ mod bindings;
 mod configurations;
 mod decision;
 mod explain;
+mod observability;
 mod scenarios;
 mod schema;
+mod setup;
 mod struct_messages;
 mod tidy;
 

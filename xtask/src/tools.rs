@@ -1,11 +1,19 @@
-//! Tasks of other people's cargo commands, which are installed under `target/tools` when first needed.
+//! Programs of other projects, which are installed under `target/tools` when first needed, and the tasks that they do.
 
-use crate::{compiler::cargo, root};
-use anyhow::Result;
-use std::{fs, path::PathBuf};
+use crate::{compiler::cargo, go, root};
+use anyhow::{Result, bail};
+use std::{
+    env, fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+};
 use tempfile::TempDir;
+use testbed::pypi;
 use xshell::{Shell, cmd};
 
+/// Writes bills of materials.
+#[cfg(feature = "oci")]
+pub const CARGO_CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 const CARGO_DENY: (&str, &str) = ("cargo-deny", "0.20.2");
 const CARGO_LLVM_COV: (&str, &str) = ("cargo-llvm-cov", "0.9.1");
 
@@ -49,21 +57,48 @@ pub fn compose() -> Result<Result<Option<PathBuf>, String>> {
     Ok(Ok(Some(folder)))
 }
 
-/// Checks licences, bans and sources of all dependencies, and advisories where their database can be fetched.
+/// Builds actionlint, whose version `xtask/actionlint/go.mod` pins, if it is not built.
+pub fn actionlint(sh: &Shell) -> Result<PathBuf> {
+    let module = root()?.join("xtask/actionlint");
+    let mut hasher = DefaultHasher::new();
+    fs::read(module.join("go.sum"))?.hash(&mut hasher);
+    let program = root()?.join(format!("target/tools/actionlint-{:016x}", hasher.finish()));
+    if !program.exists() {
+        println!("building actionlint, which takes half a minute");
+        let go = go::program(sh, &module)?;
+        cmd!(sh, "{go} -C {module} build -o {program} tool").env("GOFLAGS", "-mod=readonly").quiet().run()?;
+    }
+    Ok(program)
+}
+
+/// Fetches zizmor if it is not unpacked.
+pub fn zizmor() -> Result<PathBuf> {
+    let program = "bin/zizmor";
+    Ok(pypi::unpacked("zizmor", &pypi::version("zizmor")?, "tools/zizmor", &[program])?.join(program))
+}
+
+/// Checks licences, bans and sources of all dependencies, and advisories. If the database of advisories cannot be fetched, this
+/// is a warning, and an error if AUDIT is `strict`.
 pub fn audit() -> Result<()> {
     let sh = shell()?;
+    let strict = match env::var("AUDIT").as_deref() {
+        Err(env::VarError::NotPresent) | Ok("") => false,
+        Ok("strict") => true,
+        other => bail!("AUDIT: {other:?}, expected: strict"),
+    };
     let deny = tool(&sh, CARGO_DENY)?;
     cmd!(sh, "{deny} --all-features check licenses bans sources").run()?;
     let fetched = cmd!(sh, "{deny} fetch db").quiet().ignore_status().output()?;
     if fetched.status.success() {
         cmd!(sh, "{deny} --all-features check --disable-fetch advisories").run()?;
-    } else {
-        let why = String::from_utf8_lossy(&fetched.stderr);
-        println!(
-            "advisories: not checked, their database cannot be fetched: {}",
-            why.lines().last().unwrap_or("no reason")
-        );
+        return Ok(());
     }
+    let reason = String::from_utf8_lossy(&fetched.stderr);
+    let reason = reason.lines().last().unwrap_or("no reason given");
+    if strict {
+        bail!("advisories are not checked, because their database cannot be fetched: {reason}");
+    }
+    eprintln!("warning: advisories are not checked, because their database cannot be fetched: {reason}");
     Ok(())
 }
 
@@ -81,10 +116,12 @@ fn shell() -> Result<Shell> {
     Ok(sh)
 }
 
-fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
+/// Returns the path of this program, and installs this version of it by cargo if it is not installed.
+pub fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
     let tools = root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = tools.join("bin").join(name);
     if !program.exists() {
+        println!("compiling {name} {version}, which takes minutes");
         let install = cargo(sh).args(["install", "--quiet", "--locked", "--version", version, name, "--root"]);
         install.arg(&tools).run()?;
     }

@@ -1,0 +1,118 @@
+//! `observability/` with a real Prometheus and, for each module, a real Envoy. `make test` builds the modules and gets Envoy. If
+//! Prometheus is not installed, it lists these tests as skipped.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a panic fails the test"
+)]
+
+mod prometheus;
+
+use anyhow::{Result, ensure};
+use prometheus::Prometheus;
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
+use testbed::{Backend, Config, Envoy, Module, envoy, for_each_module, who_answers};
+
+/// The folder with the shipped files.
+fn folder() -> PathBuf {
+    testbed::root().join("observability")
+}
+
+#[test]
+fn promtool_accepts_the_rules_and_their_tests_pass() -> Result<()> {
+    for arguments in [
+        ["check", "config", "prometheus.yaml"],
+        ["check", "rules", "alerts.yaml"],
+        ["test", "rules", "alerts_test.yaml"],
+    ] {
+        let output = Command::new("promtool").args(arguments).current_dir(folder()).output()?;
+        let [said, errors] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        ensure!(output.status.success(), "promtool {}: {said}{errors}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+#[test]
+fn every_alert_has_a_test_that_raises_it() -> Result<()> {
+    let [rules, tests] = ["alerts.yaml", "alerts_test.yaml"].map(|name| fs::read_to_string(folder().join(name)));
+    let (rules, tests) = (rules?, tests?);
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(!alerts.is_empty());
+    for alert in alerts {
+        let raised = format!("alertname: {alert}\n        exp_alerts:\n");
+        assert!(tests.contains(&raised), "alerts_test.yaml expects {alert} nowhere");
+    }
+    Ok(())
+}
+
+for_each_module! {
+    every_metric_of_the_alerts_and_the_dashboard_exists,
+    a_connection_that_goes_nowhere_raises_an_alert,
+}
+
+/// Returns the shipped configuration with this module, this plugin configuration and two backends.
+fn standalone(module: Module, configuration: &str) -> Result<Envoy> {
+    let config = Config::shipped("standalone.yaml")?
+        .with_module(&module.path()?)?
+        .with_backend(9001, Backend::start("egress1")?.address())?
+        .with_backend(9002, Backend::start("egress2")?.address())?
+        .with("value: standalone", &format!("value: '{configuration}'"))?;
+    Envoy::start(&envoy::program()?, &config)
+}
+
+fn answer(envoy: &Envoy, source: &str) -> Result<String> {
+    let source = source.parse()?;
+    who_answers(source, envoy.listener("sluice", &source)?)
+}
+
+fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result<()> {
+    let envoy = standalone(module, "standalone")?;
+    assert_eq!([answer(&envoy, "127.0.0.2")?, answer(&envoy, "127.0.0.3")?], ["egress1", "egress2"]);
+    let prometheus = Prometheus::start(envoy.admin())?;
+    prometheus.await_result(r#"sluice_routed{cluster="egress1"} == 1"#)?;
+    prometheus.await_result(r#"sluice_routed{cluster="egress2"} == 1"#)?;
+
+    let mut known: BTreeSet<String> = prometheus.strings("/api/v1/label/__name__/values")?.into_iter().collect();
+    known.extend(prometheus.strings("/api/v1/labels")?);
+    for name in ["alerts.yaml", "dashboard.json"] {
+        let text = fs::read_to_string(folder().join(name))?;
+        let used: BTreeSet<&str> = text
+            .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
+            .filter(|word| word.starts_with("sluice_") || word.starts_with("envoy_"))
+            .collect();
+        assert!(used.len() > 5, "{name}: {used:?}");
+        for word in used {
+            assert!(known.contains(word), "{name}: Prometheus has no metric or label {word}");
+        }
+    }
+
+    let rules = prometheus.get("/api/v1/rules")?;
+    let rules = rules.pointer("/data/groups/0/rules").and_then(|rules| rules.as_array()).expect("a group of rules");
+    assert_eq!(rules.len(), 8);
+    assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:?}");
+    Ok(())
+}
+
+fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> {
+    let envoy = standalone(module, r#"{"routes": [], "otherwise": "continue"}"#)?;
+    let prometheus = Prometheus::start(envoy.admin())?;
+    prometheus.await_result("sluice_continued == 0")?;
+    assert_eq!(prometheus.alerts("SluiceUnrouted")?, [""; 0]);
+    assert_eq!(answer(&envoy, "127.0.0.2")?, "");
+    prometheus.await_alert("SluiceUnrouted", "firing")?;
+    assert_eq!(prometheus.alerts("SluiceModuleNotLoaded")?, [""; 0]);
+    Ok(())
+}
+
+/// The alert waits a minute before it fires.
+#[test]
+fn an_envoy_without_the_module_raises_an_alert() -> Result<()> {
+    let config = "admin: { address: { socket_address: { address: 127.0.0.1, port_value: 0 } } }\n";
+    let envoy = Envoy::start(&envoy::program()?, &Config::from(config.to_owned()))?;
+    let prometheus = Prometheus::start(envoy.admin())?;
+    prometheus.await_alert("SluiceModuleNotLoaded", "pending")
+}
