@@ -10,6 +10,9 @@ use anyhow::{Result, ensure};
 use std::{collections::HashMap, fmt::Write, net::Ipv4Addr};
 use testbed::{Envoy, envoy::value};
 
+/// How long Envoy may take to accept a connection that its client has left already, in milliseconds.
+const ACCEPTED_WITHIN: u32 = 3_000;
+
 /// A connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -34,19 +37,19 @@ pub struct Sums {
     /// The connections of each cluster, as far as the ledger knows the cluster.
     clusters: Vec<u64>,
     denied: u64,
-    /// Connections without a trace at an egress, around which a table was replaced.
+    /// Connections without a trace at an egress, soon after which a table was replaced.
     unknown: u64,
 }
 
 /// Checks each connection. Fails at the first one that went where no table around its arrival sends it.
-pub fn check(entries: &[Entry], seen: &Seen, subject: Subject) -> Result<Sums> {
+pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) -> Result<Sums> {
     let mut received: HashMap<u64, Received> = HashMap::with_capacity(seen.received.len());
     for request in &seen.received {
         ensure!(received.insert(request.id, *request).is_none(), "request {} reached two egresses", request.id);
     }
     let mut sums = Sums { clusters: vec![0; CLUSTERS], ..Sums::default() };
     for entry in entries {
-        let Entry { id, source, kind, window: (first, last), conversation, .. } = *entry;
+        let Entry { id, opened, source, kind, window: (first, last), conversation } = *entry;
         let request = received.remove(&id);
         ensure!(last <= first + 1, "more than two tables are possible: {entry:?}");
         if let Some(request) = request {
@@ -86,12 +89,15 @@ pub fn check(entries: &[Entry], seen: &Seen, subject: Subject) -> Result<Sums> {
                 ensure!(by.is_none_or(|by| possible(role).contains(&by)), "misrouted to {by:?}: {entry:?}");
                 let right = match role {
                     RESTARTS | SLOW => outcome != Outcome::Left,
+                    SILENT if kind == Kind::HalfCloses => matches!(outcome, Outcome::Left | Outcome::Closed),
                     SILENT => outcome == Outcome::Left,
                     RESETS => outcome == Outcome::Closed,
                     _ => outcome == Outcome::Answered,
                 };
                 ensure!(!asks || right, "an outcome that its egress does not give: {entry:?} {by:?}");
-                match by.or_else(|| (first == last).then(|| tables::cluster(first, role))) {
+                let next = sent_at.get(first as usize + 1).copied().unwrap_or(u32::MAX);
+                let is_decided = first == last && opened + ACCEPTED_WITHIN < next;
+                match by.or_else(|| is_decided.then(|| tables::cluster(first, role))) {
                     Some(cluster) => sums.clusters[cluster] += 1,
                     None => sums.unknown += 1,
                 }

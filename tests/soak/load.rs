@@ -9,7 +9,10 @@ use crate::{
 use anyhow::{Context, Result};
 use std::{
     net::Ipv4Addr,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -29,6 +32,8 @@ pub struct Load {
     /// The generation that all workers use, and the last one that was sent.
     pub confirmed: AtomicU32,
     pub sent: AtomicU32,
+    /// When each generation was sent, in milliseconds after the start.
+    pub sent_at: Mutex<Vec<u32>>,
     /// The generation at which each client began its connection.
     slots: Vec<AtomicU32>,
     pub failed: AtomicBool,
@@ -43,9 +48,21 @@ impl Load {
             limit: AtomicU64::new(0),
             confirmed: AtomicU32::new(0),
             sent: AtomicU32::new(0),
+            sent_at: Mutex::new(vec![0]),
             slots: (0..THREADS).map(|_| AtomicU32::new(IDLE)).collect(),
             failed: AtomicBool::new(false),
         }
+    }
+
+    /// Milliseconds after the start.
+    fn now(&self) -> u32 {
+        self.started.elapsed().as_millis() as u32
+    }
+
+    /// Notes that the next generation is sent now, and returns it.
+    pub fn send(&self) -> u32 {
+        self.sent_at.lock().expect("no client panicked").push(self.now());
+        self.sent.fetch_add(1, SeqCst) + 1
     }
 
     /// Waits until no connection is left that began before this generation was in force.
@@ -109,7 +126,7 @@ impl Load {
             _ => Duration::from_secs(30),
         };
         let payload = random.payload();
-        let opened = u32::try_from(self.started.elapsed().as_millis())?;
+        let opened = self.now();
         let slot = &self.slots[thread];
         slot.store(0, SeqCst); // holds back the next table while this one is read
         let first = self.confirmed.load(SeqCst);

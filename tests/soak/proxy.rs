@@ -148,7 +148,27 @@ pub fn resident(process: u32) -> Result<i64> {
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// The number of file descriptors of a process.
-pub fn descriptors(process: u32) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{process}/fd"))?.count())
+/// What the file descriptors of a process are, sorted.
+pub fn descriptors(process: u32) -> Result<Vec<String>> {
+    let files = fs::read_dir(format!("/proc/{process}/fd"))?;
+    // A descriptor may go while they are listed.
+    let mut kinds: Vec<String> = files
+        .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect();
+    kinds.sort();
+    Ok(kinds)
+}
+
+/// Waits until a process has no more file descriptors than these.
+pub fn await_descriptors(process: u32, before: &[String]) -> Result<usize> {
+    let started = Instant::now();
+    loop {
+        let now = descriptors(process)?;
+        if now.len() <= before.len() {
+            return Ok(now.len());
+        }
+        ensure!(started.elapsed() < testbed::DEADLINE * 2, "descriptors: {now:?}, before: {before:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }

@@ -3,7 +3,7 @@
 use crate::{
     ledger::{Sums, check, compare},
     load::Load,
-    proxy::{Subject, await_value, descriptors, egresses, in_a_network, resident},
+    proxy::{Subject, await_descriptors, await_value, descriptors, egresses, in_a_network, resident},
     tables::{hostile, invalid},
 };
 use anyhow::{Context, Result, ensure};
@@ -63,8 +63,10 @@ fn run(host: &Host, subject: Subject, connections: u64) -> Result<Grown> {
     let arguments = ["--concurrency", "4", "--drain-time-s", "2"];
     let config = subject.config()?;
     let envoy = Watching::start(Some(host), &envoy::program()?, &config, &subject.table(0), &arguments)?;
-    let descriptors_before = descriptors(envoy.id())?;
     let load = Load::new(subject);
+    // From the first replacement on, Envoy holds its listening sockets twice: those in use and those of the newest listener.
+    accept(&load, &envoy, subject)?;
+    let descriptors_before = descriptors(envoy.id())?;
     let (entries, warm) = thread::scope(|scope| {
         let clients = scope.spawn(|| load.run(connections));
         let warm = replace(&load, &envoy, subject, connections).inspect_err(|_| load.failed.store(true, SeqCst));
@@ -76,13 +78,9 @@ fn run(host: &Host, subject: Subject, connections: u64) -> Result<Grown> {
     }
     thread::sleep(Duration::from_secs(1)); // for the last connections to the egresses to end
     let kib = resident(envoy.id())? - warm.resident;
-    let descriptors_after = descriptors(envoy.id())?;
-    ensure!(
-        descriptors_after <= descriptors_before,
-        "{descriptors_after} file descriptors, {descriptors_before} at the start"
-    );
+    let descriptors_after = await_descriptors(envoy.id(), &descriptors_before)?;
     let seen = egresses.stop()?;
-    let sums = check(&entries, &seen, subject)?;
+    let sums = check(&entries, &load.sent_at.lock().expect("no client panicked"), &seen, subject)?;
     let counters = compare(&entries, &sums, &seen, subject, &envoy)?;
     let Sums { answered, closed, cut, left, .. } = sums;
     let text = format!(
@@ -105,7 +103,6 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
     let replacements = replacements(connections);
     let step = connections / u64::from(replacements + 1);
     let mut warm = Warm { resident: 0, connections: 0, replacements, rejected: 0 };
-    let mut accepted = 0;
     for replacement in 0..replacements {
         let begin = u64::from(replacement + 1) * step;
         // The clients may go on to the next replacement, but not further.
@@ -120,15 +117,7 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
         let index = replacement as usize / 3;
         let bad = match (replacement % 3, subject) {
             (0, _) => {
-                let generation = load.sent.load(SeqCst) + 1;
-                load.await_connections_before(generation - 1);
-                load.sent.store(generation, SeqCst);
-                envoy.replace(&subject.table(generation))?;
-                accepted += 1;
-                await_value(envoy, "listener_manager.listener_in_place_updated", accepted)?;
-                // The last worker has then removed what it used before.
-                await_value(envoy, "listener_manager.total_filter_chains_draining", 0)?;
-                load.confirmed.store(generation, SeqCst);
+                accept(load, envoy, subject)?;
                 continue;
             }
             (_, Subject::Plain) => "[]".to_owned(),
@@ -141,4 +130,16 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
     }
     load.limit.store(connections, SeqCst);
     Ok(warm)
+}
+
+/// Replaces the table by the next generation, and waits until all workers use it.
+fn accept(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
+    load.await_connections_before(load.confirmed.load(SeqCst));
+    let generation = load.send();
+    envoy.replace(&subject.table(generation))?;
+    await_value(envoy, "listener_manager.listener_in_place_updated", generation.into())?;
+    // The last worker has then removed what it used before.
+    await_value(envoy, "listener_manager.total_filter_chains_draining", 0)?;
+    load.confirmed.store(generation, SeqCst);
+    Ok(())
 }
