@@ -7,7 +7,7 @@ use crate::{
     tables::{self, CLUSTERS, DEFAULT, RESETS, RESTARTS, SILENT, SLOW, Verdict, verdict},
 };
 use anyhow::{Result, ensure};
-use std::{collections::HashMap, fmt::Write, net::Ipv4Addr};
+use std::{collections::HashMap, net::Ipv4Addr};
 use testbed::{Envoy, envoy::value};
 
 /// How long Envoy may take to accept a connection that its client has left already, in milliseconds.
@@ -108,25 +108,32 @@ pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) 
     Ok(sums)
 }
 
-/// Compares the ledger with Envoy's counters. Returns a line for each group of clusters.
-pub fn compare(entries: &[Entry], sums: &Sums, seen: &Seen, subject: Subject, envoy: &Envoy) -> Result<String> {
+/// Compares the ledger with Envoy's counters. `removed` is what the counters of each cluster had reached when Envoy removed
+/// them. Returns what the counters say.
+pub fn compare(
+    entries: &[Entry],
+    sums: &Sums,
+    seen: &Seen,
+    removed: &[u64],
+    subject: Subject,
+    envoy: &Envoy,
+) -> Result<String> {
     let stats = envoy.get("/stats")?;
     let total = entries.len() as u64;
     let counted = value(&stats, "listener.127.0.0.1_10000.downstream_cx_total")?;
     ensure!(counted == total, "the listener counts {counted} connections, the ledger {total}");
     let upstream = |cluster| value(&stats, &format!("cluster.{}.upstream_cx_total", tables::name(cluster)));
-    let mut text = String::new();
     if subject == Subject::Plain {
         let upstream: u64 = (0..CLUSTERS).map(upstream).sum::<Result<u64>>()?;
         ensure!(upstream == total, "{upstream} connections to clusters, {total} to the listener");
-        return Ok(text);
+        return Ok(format!("{upstream} to clusters"));
     }
     let sluice = |name: &str| value(&stats, &format!("wasmcustom.sluice.{name}"));
     let (mut routed, mut missing) = (0, 0);
     for cluster in 0..CLUSTERS {
         let (name, known) = (tables::name(cluster), sums.clusters[cluster]);
-        let counted =
-            if cluster == DEFAULT { sluice("continued")? } else { sluice(&format!("routed.{name}"))? };
+        let counter = if cluster == DEFAULT { "continued".to_owned() } else { format!("routed.{name}") };
+        let counted = sluice(&counter)? + removed[cluster];
         let upstream = upstream(cluster)?;
         ensure!(counted == upstream, "{name}: {counted} connections decided, {upstream} made");
         ensure!(
@@ -148,6 +155,6 @@ pub fn compare(entries: &[Entry], sums: &Sums, seen: &Seen, subject: Subject, en
     for name in ["unreadable", "host_errors", "panics"] {
         ensure!(sluice(name)? == 0, "sluice.{name}: {}", sluice(name)?);
     }
-    write!(text, "{routed} routed or continued, {} denied, {} by counters only", sums.denied, sums.unknown)?;
-    Ok(text)
+    let Sums { denied, unknown, .. } = sums;
+    Ok(format!("{routed} to clusters ({unknown} of them known by counters only), {denied} denied"))
 }

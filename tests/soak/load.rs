@@ -4,7 +4,7 @@ use crate::{
     client::{Kind, Random, converse},
     ledger::Entry,
     proxy::{LISTENER, Subject},
-    tables::{SILENT, Verdict, verdict},
+    tables::{CLUSTERS, SILENT, Verdict, verdict},
 };
 use anyhow::{Context, Result};
 use std::{
@@ -32,6 +32,8 @@ pub struct Load {
     /// The generation that all workers use, and the last one that was sent.
     pub confirmed: AtomicU32,
     pub sent: AtomicU32,
+    /// The connections that the counters of each cluster showed when Envoy removed them.
+    pub removed: Mutex<Vec<u64>>,
     /// When each generation was sent, in milliseconds after the start.
     pub sent_at: Mutex<Vec<u32>>,
     /// The generation at which each client began its connection.
@@ -48,6 +50,7 @@ impl Load {
             limit: AtomicU64::new(0),
             confirmed: AtomicU32::new(0),
             sent: AtomicU32::new(0),
+            removed: Mutex::new(vec![0; CLUSTERS]),
             sent_at: Mutex::new(vec![0]),
             slots: (0..THREADS).map(|_| AtomicU32::new(IDLE)).collect(),
             failed: AtomicBool::new(false),

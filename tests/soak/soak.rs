@@ -4,7 +4,7 @@ use crate::{
     ledger::{Sums, check, compare},
     load::Load,
     proxy::{Subject, await_descriptors, await_value, descriptors, egresses, in_a_network, resident},
-    tables::{hostile, invalid},
+    tables::{ROLES, cluster, hostile, invalid, name},
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -13,7 +13,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{Host, Watching, envoy};
+use testbed::{Host, Watching, envoy, envoy::value};
 
 /// How much more an Envoy with a module may grow than the plain one, in KiB.
 const TOLERANCE: i64 = 2_048;
@@ -80,12 +80,13 @@ fn run(host: &Host, subject: Subject, connections: u64) -> Result<Grown> {
     let kib = resident(envoy.id())? - warm.resident;
     let descriptors_after = await_descriptors(envoy.id(), &descriptors_before)?;
     let seen = egresses.stop()?;
+    let removed = load.removed.lock().expect("no client panicked");
     let sums = check(&entries, &load.sent_at.lock().expect("no client panicked"), &seen, subject)?;
-    let counters = compare(&entries, &sums, &seen, subject, &envoy)?;
+    let counters = compare(&entries, &sums, &seen, &removed, subject, &envoy)?;
     let Sums { answered, closed, cut, left, .. } = sums;
     let text = format!(
         "{} replacements, {} rejected; {answered} answered, {closed} closed, {cut} cut, {left} left by the client; \
-         {counters}; resident {} KiB, {kib:+} after {} connections; {descriptors_after} descriptors",
+         counters: {counters}; resident {} KiB, {kib:+} after {} connections; {descriptors_after} descriptors",
         warm.replacements, warm.rejected, warm.resident, warm.connections
     );
     Ok(Grown { kib, text })
@@ -138,8 +139,25 @@ fn accept(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
     let generation = load.send();
     envoy.replace(&subject.table(generation))?;
     await_value(envoy, "listener_manager.listener_in_place_updated", generation.into())?;
+    if subject == Subject::Native {
+        note_counters_that_end(load, envoy, generation - 1)?;
+    }
     // The last worker has then removed what it used before.
     await_value(envoy, "listener_manager.total_filter_chains_draining", 0)?;
     load.confirmed.store(generation, SeqCst);
+    Ok(())
+}
+
+/// Notes the counters of the clusters of a replaced table. With the native module, Envoy removes them with the table, after the
+/// drain time. No worker uses the table any more a second after its replacement.
+fn note_counters_that_end(load: &Load, envoy: &Watching, generation: u32) -> Result<()> {
+    thread::sleep(Duration::from_secs(1));
+    let stats = envoy.get("/stats?filter=^wasmcustom.sluice.routed")?;
+    let mut removed = load.removed.lock().expect("no client panicked");
+    for cluster in (0..ROLES.len()).map(|role| cluster(generation, role)) {
+        let name = format!("wasmcustom.sluice.routed.{}", name(cluster));
+        ensure!(stats.contains(&name), "{name} was removed too early:\n{stats}");
+        removed[cluster] += value(&stats, &name)?;
+    }
     Ok(())
 }
