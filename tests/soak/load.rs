@@ -39,6 +39,7 @@ pub struct Load {
     /// The generation at which each client began its connection.
     slots: Vec<AtomicU32>,
     pub failed: AtomicBool,
+    finished: AtomicBool,
 }
 
 impl Load {
@@ -54,6 +55,7 @@ impl Load {
             sent_at: Mutex::new(vec![0]),
             slots: (0..THREADS).map(|_| AtomicU32::new(IDLE)).collect(),
             failed: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
         }
     }
 
@@ -66,6 +68,11 @@ impl Load {
     pub fn send(&self) -> u32 {
         self.sent_at.lock().expect("no client panicked").push(self.now());
         self.sent.fetch_add(1, SeqCst) + 1
+    }
+
+    /// Lets no connection begin any more.
+    pub fn finish(&self) {
+        self.finished.store(true, SeqCst);
     }
 
     /// Waits until no connection is left that began before this generation was in force.
@@ -89,7 +96,7 @@ impl Load {
     fn client(&self, thread: usize, connections: u64) -> Result<Vec<Entry>> {
         let mut random = Random(0x5_1u64 + thread as u64 * 0x9E37_79B9);
         let mut entries = Vec::new();
-        while !self.failed.load(SeqCst) {
+        while !self.failed.load(SeqCst) && !self.finished.load(SeqCst) {
             let id = self.begun.fetch_add(1, SeqCst);
             if id >= connections {
                 break;

@@ -11,8 +11,10 @@
 
 mod client;
 mod egress;
+mod faults;
 mod ledger;
 mod load;
 mod proxy;
+mod restart;
 mod soak;
 mod tables;

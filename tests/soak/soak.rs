@@ -34,9 +34,12 @@ fn replacements(connections: u64) -> u32 {
     (connections / 1_000).clamp(3, 200) as u32
 }
 
-struct Grown {
+/// What a run came to.
+pub struct Grown {
+    /// How much Envoy's resident memory grew after the warm-up.
     kib: i64,
-    text: String,
+    /// The sums of the ledger.
+    pub text: String,
 }
 
 #[test]
@@ -45,7 +48,7 @@ fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<(
     let mut plain = None;
     for subject in Subject::ALL {
         let started = Instant::now();
-        let grown = in_a_network(|host| run(host, subject, connections)).with_context(|| format!("{subject:?}"))?;
+        let grown = in_a_network(|host| run(host, subject, connections, |_| Ok(()))).with_context(|| format!("{subject:?}"))?;
         let took = started.elapsed().as_secs_f64();
         println!("{subject:?}: {connections} connections in {took:.0} s: {}", grown.text);
         let allowed = plain.get_or_insert(grown.kib.max(0));
@@ -57,8 +60,14 @@ fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<(
     Ok(())
 }
 
-/// Returns by how many KiB Envoy's resident memory grew after the warm-up.
-fn run(host: &Host, subject: Subject, connections: u64) -> Result<Grown> {
+/// Connects and replaces the table, and checks all connections and counters. `disturb` disturbs Envoy as long as its result
+/// exists.
+pub fn run<T>(
+    host: &Host,
+    subject: Subject,
+    connections: u64,
+    disturb: impl FnOnce(&Watching) -> Result<T>,
+) -> Result<Grown> {
     let egresses = egresses()?;
     let arguments = ["--concurrency", "4", "--drain-time-s", "2"];
     let config = subject.config()?;
@@ -67,12 +76,14 @@ fn run(host: &Host, subject: Subject, connections: u64) -> Result<Grown> {
     // From the first replacement on, Envoy holds its listening sockets twice: those in use and those of the newest listener.
     accept(&load, &envoy, subject)?;
     let descriptors_before = descriptors(envoy.id())?;
+    let disturbance = disturb(&envoy)?;
     let (entries, warm) = thread::scope(|scope| {
         let clients = scope.spawn(|| load.run(connections));
         let warm = replace(&load, &envoy, subject, connections).inspect_err(|_| load.failed.store(true, SeqCst));
         let entries = clients.join().expect("the clients panicked");
         Ok::<_, anyhow::Error>((entries?, warm?))
     })?;
+    drop(disturbance);
     for gauge in ["listener.127.0.0.1_10000.downstream_cx_active", "listener_manager.total_filter_chains_draining"] {
         await_value(&envoy, gauge, 0)?;
     }

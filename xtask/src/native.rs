@@ -33,26 +33,35 @@ const EXPORTS: [&str; 9] = [
 /// Builds the module for the target that TARGET names, or for this machine.
 pub fn build_for_target() -> Result<PathBuf> {
     match env::var("TARGET") {
-        Ok(target) if !target.is_empty() => build_for(&target, &format!("dist/{target}/libsluice.so")),
+        Ok(target) if !target.is_empty() => build_for(&target, &format!("dist/{target}/libsluice.so"), "native"),
         _ => build(),
     }
 }
 
 /// Builds the module for this machine, prints its size and returns its path. Cargo does nothing if it is up to date.
 pub fn build() -> Result<PathBuf> {
+    build_for(&host()?, PATH, "native")
+}
+
+/// Builds the module that fails on purpose, for this machine.
+pub fn build_faulty() -> Result<PathBuf> {
+    build_for(&host()?, "target/fault/libsluice_fault.so", "native,fault")
+}
+
+fn host() -> Result<String> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
     let host = cmd!(sh, "rustc --version --verbose").quiet().read()?;
-    build_for(host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?, PATH)
+    Ok(host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?.to_owned())
 }
 
-fn build_for(target: &str, path: &str) -> Result<PathBuf> {
+fn build_for(target: &str, path: &str, features: &str) -> Result<PathBuf> {
     let root = root()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
     let folder = root.join("target/shipped");
     let mut linker = Vec::new();
-    if path != PATH {
+    if path.starts_with("dist") && path != PATH {
         // Debian's cross compilers are named like this.
         let (architecture, _) = target.split_once('-').with_context(|| format!("TARGET: {target}: not a target"))?;
         linker.push(format!("-Clinker={architecture}-linux-gnu-gcc"));
@@ -60,7 +69,7 @@ fn build_for(target: &str, path: &str) -> Result<PathBuf> {
     // Together with std, which is rebuilt for size and without the names of functions for backtraces: 74 KB, not 313 KB.
     compiler::cargo(&sh)
         .args(["rustc", "--locked", "--profile", "native", "--lib", "--crate-type", "cdylib", "--no-default-features"])
-        .args(["--features", "native", "--target", target, "--target-dir"])
+        .args(["--features", features, "--target", target, "--target-dir"])
         .arg(&folder)
         .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=optimize_for_size", "--"])
         .args(FLAGS)

@@ -65,11 +65,18 @@ pub fn docker() -> Result<()> {
     Ok(())
 }
 
-/// Runs the soak and the tests of faults, which read CONNECTIONS.
+/// Runs the soak and the tests of faults, one after the other, or side by side if CONNECTIONS asks for a short form.
 pub fn soak() -> Result<()> {
     let hindrance = network::hindrance();
-    let environment = if hindrance.is_none() { ready()?.1 } else { Vec::new() };
-    println!("{} tests skipped", target("soak", &["--test-threads=1"], hindrance.as_deref(), &environment)?);
+    let mut environment = Vec::new();
+    if hindrance.is_none() {
+        environment = ready()?.1;
+        native::build_faulty()?;
+        module::faulty()?;
+    }
+    let is_short = env::var("CONNECTIONS").is_ok_and(|number| number.parse().is_ok_and(|number: u64| number < 100_000));
+    let threads = if is_short { "--test-threads=8" } else { "--test-threads=1" };
+    println!("{} tests skipped", target("soak", &[threads], hindrance.as_deref(), &environment)?);
     Ok(())
 }
 
