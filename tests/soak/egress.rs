@@ -30,6 +30,9 @@ pub const UNRECORDED: u64 = u64::MAX;
 /// The answer is to wait for the end of the client's side.
 pub const AFTER_THE_END: u32 = 1;
 
+/// The length in a request that no egress reads to the end.
+pub const FLOOD: u32 = u32::MAX;
+
 /// The length of a request without its payload, and of an answer without it.
 pub const REQUEST: usize = 16;
 pub const ANSWER: usize = 9;
@@ -158,8 +161,12 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
                 clients.retain(|_, client| client.egress != index || reset(&client.stream));
                 egress.changes = Instant::now() + DOWN;
             } else {
-                egress.listener = Some(listen(poll, index, egress.address)?);
-                egress.changes = Instant::now() + UP;
+                match listen(poll, index, egress.address) {
+                    Ok(listener) => (egress.listener, egress.changes) = (Some(listener), Instant::now() + UP),
+                    // A process that was started meanwhile has a copy of the listener until it runs its program.
+                    Err(error) if error.root_cause().to_string().contains("in use") => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
     }
@@ -175,11 +182,19 @@ fn reset(stream: &TcpStream) -> bool {
 
 /// Reads what is there and answers whole requests. Returns whether the connection goes on.
 fn read(client: &mut Client, behaviour: Behaviour, received: &mut Vec<Received>) -> io::Result<bool> {
+    if header(&client.read).is_some_and(|(_, _, length)| length == FLOOD) {
+        return Ok(true); // no more of it, so that the proxy has to keep the rest
+    }
     let mut buffer = [0; 16 << 10];
     let ended = loop {
         match client.stream.read(&mut buffer) {
             Ok(0) => break true,
-            Ok(length) => client.read.extend_from_slice(&buffer[..length]),
+            Ok(length) => {
+                client.read.extend_from_slice(&buffer[..length]);
+                if header(&client.read).is_some_and(|(_, _, length)| length == FLOOD) {
+                    return Ok(true);
+                }
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => break false,
             Err(error) => return Err(error),
         }

@@ -14,6 +14,7 @@ mod egress;
 mod faults;
 mod ledger;
 mod load;
+mod pressure;
 mod proxy;
 mod restart;
 mod soak;

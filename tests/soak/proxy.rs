@@ -128,6 +128,17 @@ pub fn in_a_network<T: Send>(work: impl FnOnce(&Host) -> Result<T> + Send) -> Re
     })
 }
 
+/// Does this with all subjects at the same time.
+pub fn at_once(work: impl Fn(Subject) -> Result<()> + Sync) -> Result<()> {
+    thread::scope(|scope| {
+        let threads = Subject::ALL.map(|subject| {
+            let work = &work;
+            scope.spawn(move || work(subject).with_context(|| format!("{subject:?}")))
+        });
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a thread panicked"))
+    })
+}
+
 /// Waits until a counter or gauge has a value. It asks for this one only.
 pub fn await_value(envoy: &Envoy, name: &str, expected: u64) -> Result<()> {
     let started = Instant::now();

@@ -48,7 +48,7 @@ fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<(
     let mut plain = None;
     for subject in Subject::ALL {
         let started = Instant::now();
-        let grown = in_a_network(|host| run(host, subject, connections, |_| Ok(()))).with_context(|| format!("{subject:?}"))?;
+        let grown = in_a_network(|host| run(host, subject, connections, 2, |_| Ok(()))).with_context(|| format!("{subject:?}"))?;
         let took = started.elapsed().as_secs_f64();
         println!("{subject:?}: {connections} connections in {took:.0} s: {}", grown.text);
         let allowed = plain.get_or_insert(grown.kib.max(0));
@@ -66,10 +66,12 @@ pub fn run<T>(
     host: &Host,
     subject: Subject,
     connections: u64,
+    drain_seconds: u32,
     disturb: impl FnOnce(&Watching) -> Result<T>,
 ) -> Result<Grown> {
     let egresses = egresses()?;
-    let arguments = ["--concurrency", "4", "--drain-time-s", "2"];
+    let drain = drain_seconds.to_string();
+    let arguments = ["--concurrency", "4", "--drain-time-s", &drain];
     let config = subject.config()?;
     let envoy = Watching::start(Some(host), &envoy::program()?, &config, &subject.table(0), &arguments)?;
     let load = Load::new(subject);
