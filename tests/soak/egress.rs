@@ -30,8 +30,9 @@ pub const UNRECORDED: u64 = u64::MAX;
 /// The answer is to wait for the end of the client's side.
 pub const AFTER_THE_END: u32 = 1;
 
-/// The length in a request that no egress reads to the end.
+/// The length in a request that no egress reads to the end. The egress resets the connection after a while.
 pub const FLOOD: u32 = u32::MAX;
+const FLOODED: Duration = Duration::from_secs(8);
 
 /// The length of a request without its payload, and of an answer without it.
 pub const REQUEST: usize = 16;
@@ -127,6 +128,7 @@ fn listen(poll: &mut Poll, index: usize, address: SocketAddr) -> Result<TcpListe
 fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Result<Seen> {
     let mut events = Events::with_capacity(1_024);
     let mut clients: HashMap<Token, Client> = HashMap::new();
+    let mut floods: Vec<(Instant, Token)> = Vec::new();
     let mut next = egresses.len();
     let mut seen = Seen { accepted: vec![0; egresses.len()], ..Seen::default() };
     while !stop.load(Ordering::Relaxed) {
@@ -141,6 +143,8 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
                     let behaviour = egresses[client.egress].behaviour;
                     if !read(client, behaviour, &mut seen.received).unwrap_or(false) {
                         clients.remove(&token);
+                    } else if client.is_flood() && floods.iter().all(|(_, flood)| *flood != token) {
+                        floods.push((Instant::now() + FLOODED, token));
                     }
                 }
                 continue;
@@ -153,6 +157,13 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
                 clients.insert(Token(next), Client { stream, egress: token.0, read: Vec::new() });
             }
         }
+        floods.retain(|(ends, token)| {
+            let lasts = Instant::now() < *ends;
+            if !lasts && let Some(client) = clients.remove(token) {
+                reset(&client.stream);
+            }
+            lasts
+        });
         for (index, egress) in egresses.iter_mut().enumerate() {
             if egress.behaviour != Behaviour::Restarts || Instant::now() < egress.changes {
                 continue;
@@ -173,6 +184,12 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
     Ok(seen)
 }
 
+impl Client {
+    fn is_flood(&self) -> bool {
+        header(&self.read).is_some_and(|(_, _, length)| length == FLOOD)
+    }
+}
+
 /// Makes the kernel reset a connection when it is closed, which is to happen next: returns false.
 fn reset(stream: &TcpStream) -> bool {
     // A connection that has gone already needs no reset.
@@ -182,7 +199,7 @@ fn reset(stream: &TcpStream) -> bool {
 
 /// Reads what is there and answers whole requests. Returns whether the connection goes on.
 fn read(client: &mut Client, behaviour: Behaviour, received: &mut Vec<Received>) -> io::Result<bool> {
-    if header(&client.read).is_some_and(|(_, _, length)| length == FLOOD) {
+    if client.is_flood() {
         return Ok(true); // no more of it, so that the proxy has to keep the rest
     }
     let mut buffer = [0; 16 << 10];
@@ -191,7 +208,7 @@ fn read(client: &mut Client, behaviour: Behaviour, received: &mut Vec<Received>)
             Ok(0) => break true,
             Ok(length) => {
                 client.read.extend_from_slice(&buffer[..length]);
-                if header(&client.read).is_some_and(|(_, _, length)| length == FLOOD) {
+                if client.is_flood() {
                     return Ok(true);
                 }
             }

@@ -60,7 +60,7 @@ fn flood(last: u8) -> Result<TcpStream> {
     let mut stream = connect(Ipv4Addr::new(127, 3, 200, last).into(), LISTENER)?;
     let header = [&UNRECORDED.to_le_bytes()[..], &0u32.to_le_bytes(), &FLOOD.to_le_bytes()].concat();
     stream.write_all(&header)?;
-    stream.set_write_timeout(Some(Duration::from_millis(200)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
     while stream.write_all(&[0; 64 << 10]).is_ok() {}
     Ok(stream)
 }
@@ -73,6 +73,10 @@ fn without_memory_nothing_is_misrouted(module: Module) -> Result<()> {
 fn starve_of_memory(host: &Host, subject: Subject) -> Result<()> {
     const CONNECTIONS: u64 = 2_000;
     const STOPPED: &str = "overload.envoy.overload_actions.stop_accepting_connections.active";
+    // Little stays in the kernel, so that Envoy has to keep it.
+    for file in ["tcp_rmem", "tcp_wmem"] {
+        fs::write(format!("/proc/sys/net/ipv4/{file}"), "4096 65536 131072")?;
+    }
     let egresses = egresses()?;
     let program = envoy::program()?;
     let config = subject.config()?.with("CONFIGURATION", &subject.table(0))?;
@@ -88,11 +92,11 @@ fn starve_of_memory(host: &Host, subject: Subject) -> Result<()> {
             let floods: Vec<_> = (1..=FLOODS).map(|last| scope.spawn(move || flood(last as u8))).collect();
             let floods = floods.into_iter().map(|flood| flood.join().expect("a flood panicked"));
             let floods = floods.collect::<Result<Vec<_>>>()?;
-            await_value(&envoy, STOPPED, 1)?;
+            await_value(&envoy, STOPPED, 1).with_context(|| envoy.get("/memory").unwrap_or_default())?;
             load.limit.store(CONNECTIONS, SeqCst); // the other half comes now
-            thread::sleep(Duration::from_secs(2));
+            await_value(&envoy, STOPPED, 0)?; // once the egress has reset the floods
             drop(floods);
-            await_value(&envoy, STOPPED, 0)
+            Ok(())
         };
         let pressed = pressure().inspect_err(|_| load.failed.store(true, SeqCst));
         let entries = clients.join().expect("the clients panicked");

@@ -147,7 +147,7 @@ pub fn await_value(envoy: &Envoy, name: &str, expected: u64) -> Result<()> {
         if found == expected {
             return Ok(());
         }
-        ensure!(started.elapsed() < testbed::DEADLINE * 3, "{name} is {found}, not {expected}\n{}", envoy.end_of_log());
+        ensure!(started.elapsed() < testbed::DEADLINE, "{name} is {found}, not {expected}\n{}", envoy.end_of_log());
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -18,7 +18,7 @@ use testbed::{Host, Watching, envoy, envoy::value};
 /// How much more an Envoy with a module may grow than the plain one, in KiB.
 const TOLERANCE: i64 = 2_048;
 
-/// Growth counts after this number of connections, or after a tenth of all if that is less.
+/// Growth counts after this number of connections, or after a tenth of all in a run of less than twice as many.
 const WARM_UP: u64 = 100_000;
 
 /// How many connections to make with each subject: CONNECTIONS, or a million.
@@ -116,6 +116,7 @@ struct Warm {
 fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) -> Result<Warm> {
     let replacements = replacements(connections);
     let step = connections / u64::from(replacements + 1);
+    let warm_up = if connections < 2 * WARM_UP { connections / 10 } else { WARM_UP };
     let mut warm = Warm { resident: 0, connections: 0, replacements, rejected: 0 };
     for replacement in 0..replacements {
         let begin = u64::from(replacement + 1) * step;
@@ -125,7 +126,7 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
             ensure!(!load.failed.load(SeqCst), "a client failed\n{}", envoy.end_of_log());
             thread::sleep(Duration::from_millis(2));
         }
-        if warm.resident == 0 && begin >= WARM_UP.min(connections / 10) {
+        if warm.resident == 0 && begin >= warm_up {
             (warm.resident, warm.connections) = (resident(envoy.id())?, begin);
         }
         let index = replacement as usize / 3;
