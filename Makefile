@@ -5,7 +5,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
+.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench bench-limits
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -33,3 +33,4 @@ check-readme: ; $(CARGO) test --test native -- tidy
 coverage: ; $(CARGO) xtask coverage
 audit: ; $(CARGO) xtask audit
 bench: ; $(CARGO) $(WITH_WASM_OPT) bench
+bench-limits: ; $(CARGO) $(WITH_WASM_OPT) bench-limits

@@ -27,13 +27,13 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-bench | build-wasm | ci | docker-demo | oci | oci-push | soak | soak-short | test | test-docker | test-matrix | test-mesh | \
+bench | bench-limits | build-wasm | ci | docker-demo | oci | oci-push | soak | soak-short | test | test-docker | test-matrix | test-mesh | \
     test-mesh-full | test-oldest | wasm-size)
     if missing c++; then packages="$packages g++"; fi # for Binaryen
     ;;
 esac
 case ${1-} in
-bench | ci | demo | regen-proto | soak | soak-short | test | test-docker | test-matrix | test-mesh | test-mesh-full | \
+bench | bench-limits | ci | demo | regen-proto | soak | soak-short | test | test-docker | test-matrix | test-mesh | test-mesh-full | \
     test-oldest)
     if missing ip; then packages="$packages iproute2"; fi
     if [ -z "${ENVOY-}" ] && missing envoy && ! [ -d "target/envoy-$(cat .envoy-version)" ] &&

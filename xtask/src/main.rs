@@ -41,6 +41,7 @@ fn dispatch() -> Result<()> {
     match *arguments {
         ["audit"] => tools::audit(),
         ["bench"] => bench::run(),
+        ["bench-limits"] => bench::limits(),
         ["build-native"] => native::build_for_target().map(drop),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
         ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
@@ -76,7 +77,7 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|soak|test|\
+            "usage: cargo xtask audit|bench|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|soak|test|\
              test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify|wasm-size"
         ),
     }

@@ -3,7 +3,7 @@
 use crate::{compiler, root, tests};
 use anyhow::{Context, Result, ensure};
 use std::{collections::BTreeMap, ffi::OsString, fs, path::Path, process::Command, time::Instant};
-use testbed::{Module, envoy};
+use testbed::{Config, Module, envoy};
 use xshell::Shell;
 
 /// The modules of the target `envoy` whose tests run, as the columns of the table.
@@ -33,6 +33,9 @@ pub fn run(oldest_only: bool) -> Result<()> {
     for release in releases {
         for module in [Module::Wasm, Module::Native] {
             if module == Module::Native && envoy::WITHOUT_NATIVE.contains(&release) {
+                let config = Config::shipped("standalone.yaml")?.with_module(&module.path()?)?;
+                let (valid, log) = envoy::validate(&envoy::release(release)?, &config)?;
+                ensure!(!valid, "Envoy {release} accepts the native module: {log}");
                 table += &format!("| {release} | `libsluice.so` |{} refused at start |\n", " |".repeat(GROUPS.len()));
                 continue;
             }
