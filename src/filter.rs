@@ -186,7 +186,11 @@ impl<H: Host> Filter<H> {
 /// connection has been closed, and the caller must stop it as well.
 pub fn on_new_connection<C: Connection>(filter: Option<&Filter<C::Host>>, connection: &C) -> Action {
     let action = match filter {
-        Some(filter) => filter.handle(connection),
+        Some(filter) => {
+            #[cfg(feature = "fault")]
+            fail_on_purpose(connection);
+            filter.handle(connection)
+        }
         None => {
             connection.log(Level::Error, &Text::new("sluice: no configuration: connection closed"));
             Action::Deny
@@ -196,6 +200,15 @@ pub fn on_new_connection<C: Connection>(filter: Option<&Filter<C::Host>>, connec
         connection.close();
     }
     action
+}
+
+/// Panics at a client whose address ends with 13. Only in builds for `make soak`, which show what a proxy does then.
+#[cfg(feature = "fault")]
+#[expect(clippy::panic, reason = "it is the purpose")]
+fn fail_on_purpose<C: Connection>(connection: &C) {
+    if parse_address(connection.source_address()).is_some_and(|source| source.address.last_octet() == 13) {
+        panic!("on purpose");
+    }
 }
 
 #[inline(never)]

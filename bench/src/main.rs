@@ -46,6 +46,18 @@ fn run() -> Result<()> {
             bench.load(rounds(21)?)?;
             print!("{}\nleast, 1 worker, ms:\n{}", bench.report.table(), bench.report.least());
         }
+        ["limits", ref modules @ ..] => {
+            let table = config::table_at_limits();
+            for (name, module) in ["sluice", "native"].into_iter().zip(modules) {
+                for (kind, configuration) in [("preset", ""), ("all limits", &*table)] {
+                    variants.push(Variant::module(format!("{name}, {kind}"), module.as_ref(), configuration)?);
+                }
+            }
+            let mut bench = Bench::new(variants)?;
+            bench.load(rounds(15)?)?;
+            bench.traffic(rounds(15)?)?;
+            print!("{}", bench.report.table());
+        }
         [shipped, inlined, plain, native] => {
             let [shipped, inlined, plain, native] = [shipped, inlined, plain, native].map(Path::new);
             variants.insert(1, Variant::cel());
@@ -69,7 +81,7 @@ fn run() -> Result<()> {
             bench.traffic(rounds(15)?)?;
             bench.report.write(ours_alone)?;
         }
-        _ => bail!("usage: bench SHIPPED INLINED PLAIN NATIVE | bench load MODULE…; ROUNDS=number"),
+        _ => bail!("usage: bench SHIPPED INLINED PLAIN NATIVE | bench load MODULE… | bench limits SHIPPED NATIVE; ROUNDS=number"),
     }
     Ok(())
 }

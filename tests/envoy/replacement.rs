@@ -13,73 +13,29 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tempfile::TempDir;
-use testbed::{Config, Envoy, Module, connect, envoy, for_each_module};
+use testbed::{Config, Envoy, Module, Watching, connect, envoy, for_each_module};
 
 for_each_module!(replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing);
 
-/// An Envoy with its listener in a file that it watches.
-pub struct Watching {
-    pub envoy: Envoy,
-    folder: TempDir,
-    listener: String,
+/// Starts Envoy with the module and table, and its listener in a file that it watches.
+pub fn watching(module: &Path, table: &str) -> Result<Watching> {
+    watching_config(&scenario_envoy(module, "CONFIGURATION")?, table)
 }
 
-impl Watching {
-    /// Starts Envoy with this module and table.
-    fn start(module: &Path, table: &str) -> Result<Self> {
-        Self::start_config(&scenario_envoy(module, "CONFIGURATION")?, table)
-    }
-
-    /// Starts Envoy with a configuration in which CONFIGURATION stands for the table.
-    pub fn start_config(config: &Config, table: &str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let text = config.text();
-        let (start, end) =
-            (text.find("  listeners:\n").expect("listeners"), text.find("\n  clusters:").expect("clusters"));
-        let listener =
-            text[start..end].lines().skip(1).map(|line| line.get(4..).unwrap_or("")).collect::<Vec<_>>().join("\n");
-        let listener = listener.replacen(
-            "- name:",
-            "- \"@type\": type.googleapis.com/envoy.config.listener.v3.Listener\n  name:",
-            1,
-        );
-        let dynamic = format!(
-            "dynamic_resources: {{ lds_config: {{ path_config_source: {{ path: {} }} }} }}\n\nstatic_resources:\n",
-            folder.path().join("listeners.yaml").display()
-        );
-        let config = config.with(&text[start..=end], "")?.with("static_resources:\n", &dynamic)?;
-        write_listener(&folder, &listener, table)?;
-        let envoy = Envoy::start_with(
-            &envoy::program()?,
-            &config,
-            &["--drain-time-s", "1", "--service-node", "test", "--service-cluster", "test"],
-        )?;
-        envoy.await_stat("listener_manager.listener_create_success", 2)?; // one for each worker
-        Ok(Self { envoy, folder, listener })
-    }
-
-    /// Replaces the table.
-    pub fn replace(&self, table: &str) -> Result<()> {
-        write_listener(&self.folder, &self.listener, table)
-    }
-
-    /// Returns a function that connects and returns the answer of the backend.
-    pub fn asker(&self) -> Result<impl Fn() -> Result<String> + Clone + Send + use<>> {
-        let address = self.envoy.listener("sluice", &LOCALHOST)?;
-        let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
-        Ok(move || -> Result<String> {
-            let mut client = connect(LOCALHOST, address)?;
-            client.write_all(&first)?;
-            read_answer(client)
-        })
-    }
+/// The same with a configuration in which CONFIGURATION stands for the table.
+pub fn watching_config(config: &Config, table: &str) -> Result<Watching> {
+    Watching::start(None, &envoy::program()?, config, table, &["--drain-time-s", "1"])
 }
 
-fn write_listener(folder: &TempDir, listener: &str, table: &str) -> Result<()> {
-    let temporary = folder.path().join("temporary.yaml");
-    fs::write(&temporary, format!("resources:\n{}", listener.replace("CONFIGURATION", table)))?;
-    Ok(fs::rename(temporary, folder.path().join("listeners.yaml"))?)
+/// Returns a function that connects and returns the answer of the backend.
+pub fn asker(envoy: &Envoy) -> Result<impl Fn() -> Result<String> + Clone + Send + use<>> {
+    let address = envoy.listener("sluice", &LOCALHOST)?;
+    let first = first_bytes("10.0.0.2:1", "198.51.100.7:443", "")?;
+    Ok(move || -> Result<String> {
+        let mut client = connect(LOCALHOST, address)?;
+        client.write_all(&first)?;
+        read_answer(client)
+    })
 }
 
 pub fn table(cluster: &str) -> String {
@@ -126,8 +82,8 @@ fn await_cluster(ask: impl Fn() -> Result<String>, cluster: &str) -> Result<()> 
 
 fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing(module: Module) -> Result<()> {
     const REPLACEMENTS: u64 = 100;
-    let watching = Watching::start(&module.path()?, &table("egress1"))?;
-    let (envoy, ask) = (&watching.envoy, watching.asker()?);
+    let watching = watching(&module.path()?, &table("egress1"))?;
+    let (envoy, ask) = (&watching.envoy, asker(&watching)?);
     let end_of_load = load(&ask);
     for replacement in 1..=REPLACEMENTS {
         let cluster = if replacement % 2 == 0 { "egress1" } else { "egress2" };
@@ -154,14 +110,14 @@ fn another_native_module_is_loaded_under_another_name_and_the_first_is_unloaded(
     let modules = tempfile::tempdir()?;
     let first = modules.path().join("libsluice.so");
     fs::copy(Module::Native.path()?, &first)?;
-    let mut watching = Watching::start(&first, &table("egress1"))?;
-    let ask = watching.asker()?;
+    let mut watching = watching(&first, &table("egress1"))?;
+    let ask = asker(&watching)?;
     let end_of_load = load(&ask);
     fs::copy(&first, modules.path().join("libsluice_2.so"))?;
     let names = [("sluice", "libsluice.so"), ("sluice_2", "libsluice_2.so")];
     for (replacement, (from, to, cluster)) in [(0, 1, "egress2"), (1, 0, "egress1")].into_iter().enumerate() {
         let name = |index: usize| format!("{{ name: {}, metrics_namespace", names[index].0);
-        watching.listener = watching.listener.replace(&name(from), &name(to));
+        watching.listeners = watching.listeners.replace(&name(from), &name(to));
         watching.replace(&table(cluster))?;
         watching.envoy.await_stat("listener_manager.listener_in_place_updated", replacement as u64 + 1)?;
         await_cluster(&ask, cluster)?;

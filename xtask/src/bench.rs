@@ -16,3 +16,13 @@ pub fn run() -> Result<()> {
     bench.arg(shipped).arg(inlined).arg(plain).arg(native).env("ENVOY", envoy::program()?).run()?;
     Ok(())
 }
+
+/// Measures both modules with a configuration at all limits.
+pub fn limits() -> Result<()> {
+    let (shipped, native) = (module::shipped()?, native::build()?);
+    let sh = Shell::new()?;
+    sh.change_dir(root()?);
+    let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--", "limits"]);
+    bench.arg(shipped).arg(native).env("ENVOY", envoy::program()?).run()?;
+    Ok(())
+}

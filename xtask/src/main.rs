@@ -9,6 +9,7 @@ mod go;
 mod images;
 mod inlining;
 mod lint;
+mod matrix;
 mod mesh;
 mod module;
 mod native;
@@ -45,6 +46,7 @@ fn dispatch() -> Result<()> {
     match *arguments {
         ["audit"] => tools::audit(),
         ["bench"] => bench::run(),
+        ["bench-limits"] => bench::limits(),
         ["build-native"] => native::build_for_target().map(drop),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
         ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
@@ -67,10 +69,13 @@ fn dispatch() -> Result<()> {
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]
         ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
+        ["soak"] => tests::soak(),
         ["test"] => tests::run(),
         ["test-docker"] => tests::docker(),
+        ["test-matrix"] => matrix::run(false),
         ["test-mesh"] => mesh::run(false),
         ["test-mesh-full"] => mesh::run(true),
+        ["test-oldest"] => matrix::run(true),
         #[cfg(feature = "verify")]
         ["verify"] => verify::run(None),
         #[cfg(feature = "verify")]
@@ -79,8 +84,8 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|release|test|test-docker|\
-             test-mesh|test-mesh-full|verify|wasm-size"
+            "usage: cargo xtask audit|bench|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|release|\
+             soak|test|test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify|wasm-size"
         ),
     }
 }

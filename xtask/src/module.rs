@@ -108,6 +108,23 @@ pub fn plain() -> Result<PathBuf> {
     Ok(root.join("target/wasm32-unknown-unknown/release/sluice.wasm"))
 }
 
+/// Builds the module that fails on purpose, with the entry points of the shipped one, by a plain cargo build.
+pub fn faulty() -> Result<PathBuf> {
+    let root = root()?;
+    let sh = Shell::new()?;
+    sh.change_dir(&root);
+    let compiler = compiler::find(&sh, &root)?;
+    compiler::cargo(&sh)
+        .args(["build", "--locked", "--release", "--lib", "--no-default-features", "--features", "fault"])
+        .args(["--target-dir", "target/fault"])
+        .args(compiler.module_target())
+        .envs(compiler.module_environment())
+        .run()?;
+    let path = root.join("target/fault/sluice.wasm");
+    fs::copy(root.join("target/fault/wasm32-unknown-unknown/release/sluice.wasm"), &path)?;
+    Ok(path)
+}
+
 /// Returns the shipped module, rebuilt if it is stale.
 pub fn shipped() -> Result<PathBuf> {
     match fresh()? {

@@ -40,12 +40,17 @@ pub fn build_for_target() -> Result<PathBuf> {
 
 /// Builds the module for this target, by a cross compiler, and returns its path.
 pub fn build_for_other(target: &str) -> Result<PathBuf> {
-    build_for(target, &format!("dist/{target}/libsluice.so"))
+    build_for(target, &format!("dist/{target}/libsluice.so"), "native")
 }
 
 /// Builds the module for this machine, prints its size and returns its path. Cargo does nothing if it is up to date.
 pub fn build() -> Result<PathBuf> {
-    build_for(&host()?, PATH)
+    build_for(&host()?, PATH, "native")
+}
+
+/// Builds the module that fails on purpose, for this machine.
+pub fn build_faulty() -> Result<PathBuf> {
+    build_for(&host()?, "target/fault/libsluice_fault.so", "native,fault")
 }
 
 /// Returns the name of this machine's target.
@@ -57,13 +62,13 @@ pub fn host() -> Result<String> {
     Ok(host.context("rustc does not name its host")?.to_owned())
 }
 
-fn build_for(target: &str, path: &str) -> Result<PathBuf> {
+fn build_for(target: &str, path: &str, features: &str) -> Result<PathBuf> {
     let root = root()?;
     let sh = Shell::new()?;
     sh.change_dir(&root);
     let folder = root.join("target/shipped");
     let mut linker = Vec::new();
-    if path != PATH {
+    if path.starts_with("dist") && path != PATH {
         // Debian's cross compilers are named like this.
         let (architecture, _) = target.split_once('-').with_context(|| format!("TARGET: {target}: not a target"))?;
         linker.push(format!("-Clinker={architecture}-linux-gnu-gcc"));
@@ -71,7 +76,7 @@ fn build_for(target: &str, path: &str) -> Result<PathBuf> {
     // Together with std, which is rebuilt for size and without the names of functions for backtraces: 74 KB, not 313 KB.
     compiler::cargo(&sh)
         .args(["rustc", "--locked", "--profile", "native", "--lib", "--crate-type", "cdylib", "--no-default-features"])
-        .args(["--features", "native", "--target", target, "--target-dir"])
+        .args(["--features", features, "--target", target, "--target-dir"])
         .arg(&folder)
         .args(["-Zbuild-std=std,panic_unwind", "-Zbuild-std-features=optimize_for_size", "--"])
         .args(FLAGS)

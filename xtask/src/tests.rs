@@ -74,6 +74,21 @@ pub fn docker() -> Result<()> {
     Ok(())
 }
 
+/// Runs the soak and the tests of faults, one after the other, or side by side if CONNECTIONS asks for a short form.
+pub fn soak() -> Result<()> {
+    let hindrance = network::hindrance();
+    let mut environment = Vec::new();
+    if hindrance.is_none() {
+        environment = ready()?.1;
+        native::build_faulty()?;
+        module::faulty()?;
+    }
+    let is_short = env::var("CONNECTIONS").is_ok_and(|number| number.parse().is_ok_and(|number: u64| number < 100_000));
+    let threads = if is_short { "--test-threads=8" } else { "--test-threads=1" };
+    println!("{} tests skipped", target("soak", &[threads], hindrance.as_deref(), &environment)?);
+    Ok(())
+}
+
 /// Runs the tests of a target with these arguments, such as a part of their names, or lists them as skipped if there is a
 /// hindrance. Returns how many were skipped.
 pub fn target(

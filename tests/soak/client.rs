@@ -1,0 +1,146 @@
+//! The clients.
+
+use crate::egress::{AFTER_THE_END, ANSWER, REQUEST, hash};
+use anyhow::Result;
+use socket2::SockRef;
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+use testbed::connect;
+
+/// What a client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Sends a request, reads the answer and closes.
+    Asks,
+    /// Sends a request, ends its side, and then reads the answer.
+    HalfCloses,
+    /// Resets the connection as soon as it is open.
+    ResetsAtOnce,
+    /// Sends a request and resets the connection without waiting for the answer.
+    ResetsAfterTheRequest,
+    /// Sends nothing for a while and closes.
+    Hangs,
+}
+
+/// How a connection ended for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The whole answer came, and it is right.
+    Answered,
+    /// It was closed before a byte came.
+    Closed,
+    /// It was closed while the answer came.
+    Cut,
+    /// The client left first.
+    Left,
+}
+
+/// What a client saw.
+#[derive(Clone, Copy, Debug)]
+pub struct Conversation {
+    pub outcome: Outcome,
+    pub answered_by: Option<u8>,
+    pub length: u32,
+    pub hash: u64,
+}
+
+/// A pseudo-random number generator (xorshift64*).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// A number below this one.
+    pub fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 33) % end
+    }
+
+    /// The payload of a request: mostly short, one in a hundred up to 16 KiB.
+    pub fn payload(&mut self) -> Vec<u8> {
+        let most = if self.below(100) == 0 { 16 << 10 } else { 512 };
+        let length = self.below(most) as usize;
+        let mut payload: Vec<u8> = (0..length / 8 + 1).flat_map(|_| self.next().to_le_bytes()).collect();
+        payload.truncate(length);
+        payload
+    }
+}
+
+/// Returns the bytes of a request.
+pub fn request(id: u64, flags: u32, payload: &[u8]) -> Vec<u8> {
+    [&id.to_le_bytes()[..], &flags.to_le_bytes(), &(payload.len() as u32).to_le_bytes(), payload].concat()
+}
+
+/// Connects and behaves as this kind of client. It waits for an answer as long as `patience`.
+pub fn converse(
+    id: u64,
+    source: Ipv4Addr,
+    to: SocketAddr,
+    kind: Kind,
+    payload: &[u8],
+    patience: Duration,
+) -> Result<Conversation> {
+    let mut stream = connect(source.into(), to)?;
+    let mut conversation = Conversation {
+        outcome: Outcome::Left,
+        answered_by: None,
+        length: payload.len() as u32,
+        hash: hash(payload),
+    };
+    let flags = if kind == Kind::HalfCloses { AFTER_THE_END } else { 0 };
+    if matches!(kind, Kind::ResetsAtOnce | Kind::ResetsAfterTheRequest) {
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    }
+    match kind {
+        Kind::ResetsAtOnce => return Ok(conversation),
+        Kind::Hangs => {
+            thread::sleep(Duration::from_millis(300));
+            return Ok(conversation);
+        }
+        _ => {}
+    }
+    if stream.write_all(&request(id, flags, payload)).is_err() {
+        conversation.outcome = Outcome::Closed;
+        return Ok(conversation);
+    }
+    if kind == Kind::ResetsAfterTheRequest {
+        return Ok(conversation);
+    }
+    if kind == Kind::HalfCloses {
+        _ = stream.shutdown(Shutdown::Write); // fails if Envoy has closed, which the read shows
+    }
+    stream.set_read_timeout(Some(patience))?;
+    (conversation.outcome, conversation.answered_by) = answer(&mut stream, payload);
+    Ok(conversation)
+}
+
+/// Reads the answer to this payload. Returns the outcome and which egress answered.
+pub fn answer(stream: &mut TcpStream, payload: &[u8]) -> (Outcome, Option<u8>) {
+    let mut bytes = vec![0; ANSWER + payload.len()];
+    let mut length = 0;
+    while length < bytes.len() {
+        match stream.read(&mut bytes[length..]) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return (Outcome::Left, bytes.first().copied().filter(|_| length > 0));
+            }
+            Ok(0) | Err(_) => {
+                let by = bytes.first().copied().filter(|_| length > 0);
+                return (if length == 0 { Outcome::Closed } else { Outcome::Cut }, by);
+            }
+            Ok(read) => length += read,
+        }
+    }
+    let expected = [&hash(payload).to_le_bytes(), payload].concat();
+    assert!(bytes[1..] == expected, "the answer is not the payload that was sent");
+    (Outcome::Answered, Some(bytes[0]))
+}
+
+const _: () = assert!(REQUEST == size_of::<u64>() + 2 * size_of::<u32>());

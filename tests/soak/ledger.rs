@@ -1,0 +1,160 @@
+//! The ledger of all connections, and its comparison with what the egresses saw and what Envoy counted.
+
+use crate::{
+    client::{Conversation, Kind, Outcome},
+    egress::{Received, Seen},
+    proxy::Subject,
+    tables::{self, CLUSTERS, DEFAULT, RESETS, RESTARTS, SILENT, SLOW, Verdict, verdict},
+};
+use anyhow::{Result, ensure};
+use std::{collections::HashMap, net::Ipv4Addr};
+use testbed::{Envoy, envoy::value};
+
+/// How long Envoy may take to accept a connection that its client has left already, in milliseconds.
+const ACCEPTED_WITHIN: u32 = 3_000;
+
+/// A connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub id: u64,
+    /// Milliseconds after the start of the run.
+    pub opened: u32,
+    pub source: Ipv4Addr,
+    pub kind: Kind,
+    /// The generations of the table that was in force when the client connected, and of the last one that was sent before
+    /// the connection ended.
+    pub window: (u32, u32),
+    pub conversation: Conversation,
+}
+
+/// The connections of a run by what happened to them.
+#[derive(Default)]
+pub struct Sums {
+    pub answered: u64,
+    pub closed: u64,
+    pub cut: u64,
+    pub left: u64,
+    /// The connections of each cluster, as far as the ledger knows the cluster.
+    clusters: Vec<u64>,
+    denied: u64,
+    /// Connections without a trace at an egress, soon after which a table was replaced.
+    unknown: u64,
+}
+
+/// Checks each connection. Fails at the first one that went where no table around its arrival sends it.
+pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) -> Result<Sums> {
+    let mut received: HashMap<u64, Received> = HashMap::with_capacity(seen.received.len());
+    for request in &seen.received {
+        ensure!(received.insert(request.id, *request).is_none(), "request {} reached two egresses", request.id);
+    }
+    let mut sums = Sums { clusters: vec![0; CLUSTERS], ..Sums::default() };
+    for entry in entries {
+        let Entry { id, opened, source, kind, window: (first, last), conversation } = *entry;
+        let request = received.remove(&id);
+        ensure!(last <= first + 1, "more than two tables are possible: {entry:?}");
+        if let Some(request) = request {
+            let same = (request.length, request.hash) == (conversation.length, conversation.hash);
+            ensure!(same, "the request was changed on its way: {entry:?}");
+        }
+        let by = request.map(|request| request.egress);
+        if let Some(answered_by) = conversation.answered_by {
+            ensure!(by == Some(answered_by), "answered by an egress that did not receive the request: {entry:?} {by:?}");
+        }
+        let by = by.map(usize::from);
+        let asks = matches!(kind, Kind::Asks | Kind::HalfCloses);
+        let outcome = conversation.outcome;
+        match outcome {
+            Outcome::Answered => sums.answered += 1,
+            Outcome::Closed => sums.closed += 1,
+            Outcome::Cut => sums.cut += 1,
+            Outcome::Left => sums.left += 1,
+        }
+        let possible = |role| [tables::cluster(first, role), tables::cluster(last, role)];
+        if subject == Subject::Plain {
+            let right = by.is_none_or(|by| (0..tables::ROLES.len()).any(|role| possible(role).contains(&by)));
+            ensure!(right, "misrouted to {by:?}: {entry:?}");
+            continue;
+        }
+        match verdict(source) {
+            Verdict::Denied => {
+                ensure!(by.is_none() && (!asks || outcome == Outcome::Closed), "not denied: {entry:?} {by:?}");
+                sums.denied += 1;
+            }
+            Verdict::Default => {
+                ensure!(by.is_none_or(|by| by == DEFAULT), "misrouted to {by:?}: {entry:?}");
+                ensure!(!asks || outcome == Outcome::Answered, "lost: {entry:?}");
+                sums.clusters[DEFAULT] += 1;
+            }
+            Verdict::Role(role) => {
+                ensure!(by.is_none_or(|by| possible(role).contains(&by)), "misrouted to {by:?}: {entry:?}");
+                let right = match role {
+                    RESTARTS | SLOW => outcome != Outcome::Left,
+                    SILENT if kind == Kind::HalfCloses => matches!(outcome, Outcome::Left | Outcome::Closed),
+                    SILENT => outcome == Outcome::Left,
+                    RESETS => outcome == Outcome::Closed,
+                    _ => outcome == Outcome::Answered,
+                };
+                ensure!(!asks || right, "an outcome that its egress does not give: {entry:?} {by:?}");
+                let next = sent_at.get(first as usize + 1).copied().unwrap_or(u32::MAX);
+                let is_decided = first == last && opened + ACCEPTED_WITHIN < next;
+                match by.or_else(|| is_decided.then(|| tables::cluster(first, role))) {
+                    Some(cluster) => sums.clusters[cluster] += 1,
+                    None => sums.unknown += 1,
+                }
+            }
+        }
+    }
+    ensure!(received.is_empty(), "{} requests at the egresses are of no connection", received.len());
+    Ok(sums)
+}
+
+/// Compares the ledger with Envoy's counters. `removed` is what the counters of each cluster had reached when Envoy removed
+/// them. Returns what the counters say.
+pub fn compare(
+    entries: &[Entry],
+    sums: &Sums,
+    seen: &Seen,
+    removed: &[u64],
+    subject: Subject,
+    envoy: &Envoy,
+) -> Result<String> {
+    let stats = envoy.get("/stats")?;
+    let total = entries.len() as u64;
+    let counted = value(&stats, "listener.127.0.0.1_10000.downstream_cx_total")?;
+    ensure!(counted == total, "the listener counts {counted} connections, the ledger {total}");
+    let upstream = |cluster| value(&stats, &format!("cluster.{}.upstream_cx_total", tables::name(cluster)));
+    if subject == Subject::Plain {
+        let upstream: u64 = (0..CLUSTERS).map(upstream).sum::<Result<u64>>()?;
+        ensure!(upstream == total, "{upstream} connections to clusters, {total} to the listener");
+        return Ok(format!("{upstream} to clusters"));
+    }
+    let sluice = |name: &str| value(&stats, &format!("wasmcustom.sluice.{name}"));
+    let (mut routed, mut missing) = (0, 0);
+    for cluster in 0..CLUSTERS {
+        let (name, known) = (tables::name(cluster), sums.clusters[cluster]);
+        let counter = if cluster == DEFAULT { "continued".to_owned() } else { format!("routed.{name}") };
+        let counted = sluice(&counter)? + removed[cluster];
+        let upstream = upstream(cluster)?;
+        ensure!(counted == upstream, "{name}: {counted} connections decided, {upstream} made");
+        ensure!(
+            (known..=known + sums.unknown).contains(&counted),
+            "{name}: {counted} counted, {known} known, {} unknown",
+            sums.unknown
+        );
+        // Elsewhere some are refused, or given up while they are made.
+        let accepted = seen.accepted[cluster];
+        let all_accepted = cluster == DEFAULT || cluster % tables::ROLES.len() < RESTARTS;
+        ensure!(!all_accepted || accepted == upstream, "{name}: {upstream} connections made, {accepted} accepted");
+        routed += counted;
+        missing += counted - known;
+    }
+    ensure!(missing == sums.unknown, "{missing} more counted than known, {} unknown", sums.unknown);
+    ensure!(sluice("denied")? == sums.denied, "{} denied, {} expected", sluice("denied")?, sums.denied);
+    let outcomes = routed + sums.denied;
+    ensure!(outcomes == total, "{outcomes} outcomes of {total} connections");
+    for name in ["unreadable", "host_errors", "panics"] {
+        ensure!(sluice(name)? == 0, "sluice.{name}: {}", sluice(name)?);
+    }
+    let Sums { denied, unknown, .. } = sums;
+    Ok(format!("{routed} to clusters ({unknown} of them known by counters only), {denied} denied"))
+}

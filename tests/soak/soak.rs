@@ -1,0 +1,177 @@
+//! Many connections, while the table is replaced by valid, invalid and hostile ones in turn.
+
+use crate::{
+    ledger::{Sums, check, compare},
+    load::Load,
+    proxy::{Subject, await_descriptors, await_value, descriptors, egresses, in_a_network, resident},
+    tables::{ROLES, cluster, hostile, invalid, name},
+};
+use anyhow::{Context, Result, ensure};
+use std::{
+    env,
+    sync::atomic::Ordering::SeqCst,
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{Host, Watching, envoy, envoy::value};
+
+/// How much more an Envoy with a module may grow than the plain one, in KiB.
+const TOLERANCE: i64 = 2_048;
+
+/// Growth counts after this number of connections, or after a tenth of all in a run of less than twice as many.
+const WARM_UP: u64 = 100_000;
+
+/// How many connections to make with each subject: CONNECTIONS, or a million.
+pub fn connections() -> Result<u64> {
+    match env::var("CONNECTIONS") {
+        Ok(number) => number.parse().context("CONNECTIONS: not a number"),
+        Err(_) => Ok(1_000_000),
+    }
+}
+
+/// Replacements of the table in a run: 200, or one in a thousand connections if that is less.
+fn replacements(connections: u64) -> u32 {
+    (connections / 1_000).clamp(3, 200) as u32
+}
+
+/// What a run came to.
+pub struct Grown {
+    /// How much Envoy's resident memory grew after the warm-up.
+    kib: i64,
+    /// The sums of the ledger.
+    pub text: String,
+}
+
+#[test]
+fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<()> {
+    let connections = connections()?;
+    let mut plain = None;
+    for subject in Subject::ALL {
+        let started = Instant::now();
+        let grown = in_a_network(|host| run(host, subject, connections, 2, |_| Ok(()))).with_context(|| format!("{subject:?}"))?;
+        let took = started.elapsed().as_secs_f64();
+        println!("{subject:?}: {connections} connections in {took:.0} s: {}", grown.text);
+        let allowed = plain.get_or_insert(grown.kib.max(0));
+        // In a short run it is the buffers of the first connections that differ.
+        if connections >= 2 * WARM_UP {
+            ensure!(grown.kib <= *allowed + TOLERANCE, "{subject:?} grew by {} KiB, plain by {allowed}", grown.kib);
+        }
+    }
+    Ok(())
+}
+
+/// Connects and replaces the table, and checks all connections and counters. `disturb` disturbs Envoy as long as its result
+/// exists.
+pub fn run<T>(
+    host: &Host,
+    subject: Subject,
+    connections: u64,
+    drain_seconds: u32,
+    disturb: impl FnOnce(&Watching) -> Result<T>,
+) -> Result<Grown> {
+    let egresses = egresses()?;
+    let drain = drain_seconds.to_string();
+    let arguments = ["--concurrency", "4", "--drain-time-s", &drain];
+    let config = subject.config()?;
+    let envoy = Watching::start(Some(host), &envoy::program()?, &config, &subject.table(0), &arguments)?;
+    let load = Load::new(subject);
+    // From the first replacement on, Envoy holds its listening sockets twice: those in use and those of the newest listener.
+    accept(&load, &envoy, subject)?;
+    let descriptors_before = descriptors(envoy.id())?;
+    let disturbance = disturb(&envoy)?;
+    let (entries, warm) = thread::scope(|scope| {
+        let clients = scope.spawn(|| load.run(connections));
+        let warm = replace(&load, &envoy, subject, connections).inspect_err(|_| load.failed.store(true, SeqCst));
+        let entries = clients.join().expect("the clients panicked");
+        Ok::<_, anyhow::Error>((entries?, warm?))
+    })?;
+    drop(disturbance);
+    for gauge in ["listener.127.0.0.1_10000.downstream_cx_active", "listener_manager.total_filter_chains_draining"] {
+        await_value(&envoy, gauge, 0)?;
+    }
+    thread::sleep(Duration::from_secs(1)); // for the last connections to the egresses to end
+    let kib = resident(envoy.id())? - warm.resident;
+    let descriptors_after = await_descriptors(envoy.id(), &descriptors_before)?;
+    let seen = egresses.stop()?;
+    let removed = load.removed.lock().expect("no client panicked");
+    let sums = check(&entries, &load.sent_at.lock().expect("no client panicked"), &seen, subject)?;
+    let counters = compare(&entries, &sums, &seen, &removed, subject, &envoy)?;
+    let Sums { answered, closed, cut, left, .. } = sums;
+    let text = format!(
+        "{} replacements, {} rejected; {answered} answered, {closed} closed, {cut} cut, {left} left by the client; \
+         counters: {counters}; resident {} KiB, {kib:+} after {} connections; {descriptors_after} descriptors",
+        warm.replacements, warm.rejected, warm.resident, warm.connections
+    );
+    Ok(Grown { kib, text })
+}
+
+struct Warm {
+    resident: i64,
+    connections: u64,
+    replacements: u32,
+    rejected: u64,
+}
+
+/// Replaces the table at equal numbers of connections. Returns the resident memory after the warm-up.
+fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) -> Result<Warm> {
+    let replacements = replacements(connections);
+    let step = connections / u64::from(replacements + 1);
+    let warm_up = if connections < 2 * WARM_UP { connections / 10 } else { WARM_UP };
+    let mut warm = Warm { resident: 0, connections: 0, replacements, rejected: 0 };
+    for replacement in 0..replacements {
+        let begin = u64::from(replacement + 1) * step;
+        // The clients may go on to the next replacement, but not further.
+        load.limit.store(begin + step, SeqCst);
+        while load.begun.load(SeqCst) < begin {
+            ensure!(!load.failed.load(SeqCst), "a client failed\n{}", envoy.end_of_log());
+            thread::sleep(Duration::from_millis(2));
+        }
+        if warm.resident == 0 && begin >= warm_up {
+            (warm.resident, warm.connections) = (resident(envoy.id())?, begin);
+        }
+        let index = replacement as usize / 3;
+        let bad = match (replacement % 3, subject) {
+            (0, _) => {
+                accept(load, envoy, subject)?;
+                continue;
+            }
+            (_, Subject::Plain) => "[]".to_owned(),
+            (1, _) => invalid(index),
+            _ => hostile(index),
+        };
+        envoy.replace(&bad)?;
+        warm.rejected += 1;
+        await_value(envoy, "listener_manager.lds.update_rejected", warm.rejected)?;
+    }
+    load.limit.store(connections, SeqCst);
+    Ok(warm)
+}
+
+/// Replaces the table by the next generation, and waits until all workers use it.
+fn accept(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
+    load.await_connections_before(load.confirmed.load(SeqCst));
+    let generation = load.send();
+    envoy.replace(&subject.table(generation))?;
+    await_value(envoy, "listener_manager.listener_in_place_updated", generation.into())?;
+    if subject == Subject::Native {
+        note_counters_that_end(load, envoy, generation - 1)?;
+    }
+    // The last worker has then removed what it used before.
+    await_value(envoy, "listener_manager.total_filter_chains_draining", 0)?;
+    load.confirmed.store(generation, SeqCst);
+    Ok(())
+}
+
+/// Notes the counters of the clusters of a replaced table. With the native module, Envoy removes them with the table, after the
+/// drain time. No worker uses the table any more a second after its replacement.
+fn note_counters_that_end(load: &Load, envoy: &Watching, generation: u32) -> Result<()> {
+    thread::sleep(Duration::from_secs(1));
+    let stats = envoy.get("/stats?filter=^wasmcustom.sluice.routed")?;
+    let mut removed = load.removed.lock().expect("no client panicked");
+    for cluster in (0..ROLES.len()).map(|role| cluster(generation, role)) {
+        let name = format!("wasmcustom.sluice.routed.{}", name(cluster));
+        ensure!(stats.contains(&name), "{name} was removed too early:\n{stats}");
+        removed[cluster] += value(&stats, &name)?;
+    }
+    Ok(())
+}
