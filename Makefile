@@ -5,7 +5,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench
+.PHONY: help demo docker-demo test test-docker test-mesh test-mesh-full dev ci fmt lint build-native build-wasm wasm-size oci oci-push verify regen-proto check-readme coverage audit bench fuzz sanitize
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -15,7 +15,7 @@ test-docker: ; $(CARGO) $(WITH_WASM_OPT) test-docker
 test-mesh: ; $(CARGO) $(WITH_WASM_OPT) test-mesh
 test-mesh-full: ; $(CARGO) $(WITH_WASM_OPT) test-mesh-full
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-ci: lint check-readme audit regen-proto wasm-size demo test test-docker test-mesh
+ci: lint check-readme audit regen-proto wasm-size demo test fuzz test-docker test-mesh
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
 build-native: ; $(CARGO) xtask build-native
@@ -28,4 +28,6 @@ regen-proto: ; $(CARGO) run --package xtask --features proto -- regen-proto
 check-readme: ; $(CARGO) test --test native -- tidy
 coverage: ; $(CARGO) xtask coverage
 audit: ; $(CARGO) xtask audit
+fuzz: ; $(CARGO) $(WITH_WASM_OPT) fuzz $(or $(SECONDS),3)
+sanitize: ; $(CARGO) xtask sanitize
 bench: ; $(CARGO) $(WITH_WASM_OPT) bench

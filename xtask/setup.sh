@@ -27,8 +27,8 @@ packages=
 if missing cc || ! [ -e /usr/include/stdio.h ]; then packages="$packages gcc libc6-dev"; fi
 if missing rustup && missing curl; then packages="$packages ca-certificates curl"; fi
 case ${1-} in
-bench | build-wasm | ci | docker-demo | oci | oci-push | test | test-docker | test-mesh | test-mesh-full | wasm-size)
-    if missing c++; then packages="$packages g++"; fi # for Binaryen
+bench | build-wasm | ci | docker-demo | fuzz | oci | oci-push | test | test-docker | test-mesh | test-mesh-full | wasm-size)
+    if missing c++; then packages="$packages g++"; fi # for Binaryen and libFuzzer
     ;;
 esac
 case ${1-} in

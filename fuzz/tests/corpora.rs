@@ -19,4 +19,14 @@ macro_rules! replay {
     };
 }
 
-replay!(address, cidr, server_name, decision, config_text, config_struct, config_limits);
+replay!(
+    address,
+    cidr,
+    server_name,
+    decision,
+    config_text,
+    config_struct,
+    config_limits,
+    native_boundary,
+    wasm_boundary,
+);

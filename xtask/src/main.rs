@@ -5,6 +5,7 @@ mod compiler;
 mod demo;
 mod docker;
 mod engine;
+mod fuzz;
 mod images;
 mod inlining;
 mod lint;
@@ -47,6 +48,7 @@ fn dispatch() -> Result<()> {
         ["demo"] => demo::prepare(),
         ["demo-traffic", module] => demo::traffic(module.as_ref()),
         ["docker-demo"] => docker::demo(),
+        ["fuzz", seconds] => fuzz::run(seconds),
         ["lint"] => lint::run(),
         #[cfg(feature = "oci")]
         ["oci"] => oci::build(),
@@ -60,6 +62,7 @@ fn dispatch() -> Result<()> {
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]
         ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
+        ["sanitize"] => fuzz::sanitize(),
         ["test"] => tests::run(),
         ["test-docker"] => tests::docker(),
         ["test-mesh"] => mesh::run(false),
@@ -72,7 +75,7 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|test|test-docker|\
+            "usage: cargo xtask audit|bench|build-native|build-wasm|coverage|demo|docker-demo|fuzz|lint|oci|oci-push|regen-proto|sanitize|test|test-docker|\
              test-mesh|test-mesh-full|verify|wasm-size"
         ),
     }

@@ -81,7 +81,8 @@ fn shell() -> Result<Shell> {
     Ok(sh)
 }
 
-fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
+/// Installs a program if that was not done yet. Returns its path.
+pub fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
     let tools = root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = tools.join("bin").join(name);
     if !program.exists() {
