@@ -184,9 +184,10 @@ impl Route {
         within(&self.source, Some(source))
             && within(&self.destination, destination)
             && ports.is_none_or(|ports| destination.is_some_and(|address| ports.contains(&address.port())))
-            && self.sni.as_ref().is_none_or(|names| {
-                names.iter().any(|pattern| server_name::is_match(pattern.as_bytes(), name))
-            })
+            && self
+                .sni
+                .as_ref()
+                .is_none_or(|names| names.iter().any(|pattern| server_name::is_match(pattern.as_bytes(), name)))
     }
 }
 

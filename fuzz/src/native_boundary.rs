@@ -259,8 +259,7 @@ pub fn run(data: &[u8]) {
     });
     let name = Buffer::new(b"sluice");
     // SAFETY: the entry points are called as Envoy calls them, with readable buffers.
-    let loaded =
-        unsafe { envoy_dynamic_module_on_network_filter_config_new(null_mut(), name, quirk.apply(&document)) };
+    let loaded = unsafe { envoy_dynamic_module_on_network_filter_config_new(null_mut(), name, quirk.apply(&document)) };
     assert_eq!(!loaded.is_null(), expected_model.is_some(), "{:?}", String::from_utf8_lossy(&document));
     let Some(model) = expected_model else { return };
 
