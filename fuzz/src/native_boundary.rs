@@ -208,7 +208,7 @@ fn address(input: &mut Input<'_>) -> (Option<(Vec<u8>, Quirk, u32)>, Option<Sock
         _ => u16::from_le_bytes(input.array()).into(),
     };
     let quirk = Quirk::new(input);
-    let readable = std::str::from_utf8(if quirk == Quirk::None { &text } else { b"" }).ok();
+    let readable = std::str::from_utf8(&text).ok().filter(|_| quirk == Quirk::None);
     let readable = readable.filter(|text| !text.contains('%')).and_then(|text| text.parse::<IpAddr>().ok());
     let known = readable.and_then(|ip| Some(SocketAddr::new(ip, u16::try_from(port).ok()?)));
     (Some((text, quirk, port)), known)
@@ -293,7 +293,7 @@ fn connection(input: &mut Input<'_>, loaded: *const c_void, model: &Model, defin
     let shown = Shown {
         source,
         destination,
-        server_name: name.map_or(b"", |(name, quirk)| if quirk == Quirk::None { name } else { b"" }),
+        server_name: name.filter(|(_, quirk)| *quirk == Quirk::None).map_or(b"".as_slice(), |(name, _)| name),
         accepts_override: !input.one_in(8),
         debug: input.one_in(4),
     };

@@ -121,7 +121,7 @@ impl Default for Vm {
 
 type Context<'a> = Caller<'a, Host>;
 
-fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::errors::LinkerError> {
+fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::Error> {
     linker.func_wrap("env", "proxy_log", |mut caller: Context<'_>, level: u32, data: u32, size: u32| {
         check_line(&read(&caller, data, size));
         caller.data_mut().calls.push(Call::Log(level));

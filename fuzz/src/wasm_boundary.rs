@@ -94,12 +94,12 @@ fn configure(input: &mut Input<'_>, vm: &mut Vm, context: u32, roots: &mut HashM
     host.calls.clear();
     let first = host.counters.len();
     let accepted = vm.call("proxy_on_configure", &[context, u32::try_from(size).unwrap_or(u32::MAX)]);
-    assert_eq!(accepted, model.is_some().into(), "{:?}", String::from_utf8_lossy(&document));
+    assert_eq!(accepted, u32::from(model.is_some()), "{:?}", String::from_utf8_lossy(&document));
     let Some(model) = model else { return };
     let host = vm.host();
     let mut counters = counters(&model);
     assert_eq!(host.counters[first..], counters);
-    let mut index = 0;
+    let mut index = 0_u32;
     counters.retain(|_| (host.refused >> index.min(7) & 1 == 0, index += 1).0);
     roots.insert(context, Root { model, counters });
 }
@@ -115,7 +115,7 @@ fn answer(input: &mut Input<'_>, bytes: &[u8]) -> Answer {
 }
 
 fn connect(input: &mut Input<'_>, vm: &mut Vm, stream: u32, root: Option<&Root>) {
-    let mut end = |input: &mut Input<'_>| match input.byte() {
+    let end = |input: &mut Input<'_>| match input.byte() {
         0..=15 => input.text().to_vec(),
         _ => address(input).to_string().into_bytes(),
     };

@@ -17,7 +17,7 @@ const MANIFEST: &str = "fuzz/Cargo.toml";
 /// Replays the committed corpora, and fuzzes each target for some seconds. What is found stays under `fuzz/target/corpus`, and
 /// the inputs that fail under `fuzz/artifacts`.
 pub fn run(seconds: &str) -> Result<()> {
-    let seconds: u32 = seconds.parse().with_context(|| format!("SECONDS={seconds}: expected a number"))?;
+    ensure!(seconds.parse::<u32>().is_ok(), "SECONDS={seconds}: expected a number");
     let sh = shell()?;
     module::shipped()?;
     cargo(&sh).args(["test", "--locked", "--manifest-path", MANIFEST]).run()?;
@@ -49,14 +49,14 @@ fn targets(sh: &Shell) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn fuzz_target(sh: &Shell, host: &str, target: &str, seconds: u32) -> Result<()> {
+fn fuzz_target(sh: &Shell, host: &str, target: &str, seconds: &str) -> Result<()> {
     let program = format!("fuzz/target/{host}/debug/{target}");
     let [found, seeds] = ["fuzz/target/corpus", "fuzz/corpus"].map(|folder| format!("{folder}/{target}"));
     let artifacts = format!("fuzz/artifacts/{target}/");
     sh.create_dir(&found)?;
     sh.create_dir(&artifacts)?;
-    let mut command = cmd!(sh, "{program} {found} {seeds} -max_total_time={seconds} -timeout=10");
-    command = command.arg(format!("-artifact_prefix={artifacts}"));
+    let mut command = cmd!(sh, "{program} {found} {seeds} -timeout=10");
+    command = command.arg(format!("-max_total_time={seconds}")).arg(format!("-artifact_prefix={artifacts}"));
     if target.starts_with("config") {
         command = command.arg("-dict=fuzz/config.dict");
     }

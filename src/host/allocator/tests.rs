@@ -1,5 +1,7 @@
 //! The allocator on a fake WebAssembly memory, which is one allocation of this machine.
 
+#![allow(clippy::arithmetic_side_effects, reason = "a test that overflows has failed")]
+
 use super::*;
 use std::{
     alloc::{alloc, dealloc},
