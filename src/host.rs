@@ -1,9 +1,10 @@
 //! What the filter asks of the proxy it runs in. `wasm` implements these traits for the proxy-wasm ABI, `native`
-//! for Envoy's dynamic modules, and `recording` for tests.
+//! for Envoy's dynamic modules, and `recording` for tests. Tests also compile the files for WebAssembly, on a fake host and a
+//! fake memory, so that Miri and AddressSanitizer see their unsafe code.
 
-#[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]
+#[cfg(any(test, all(target_arch = "wasm32", not(feature = "sdk"))))]
 mod allocator;
-#[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]
+#[cfg(any(test, all(target_arch = "wasm32", not(feature = "sdk"))))]
 mod entry_points;
 #[cfg(all(feature = "native", not(target_arch = "wasm32")))]
 mod native;
@@ -11,7 +12,7 @@ mod native;
 pub mod recording;
 #[cfg(all(target_arch = "wasm32", feature = "sdk"))]
 mod sdk;
-#[cfg(target_arch = "wasm32")]
+#[cfg(any(test, target_arch = "wasm32"))]
 mod wasm;
 
 use crate::text::Text;

@@ -2,12 +2,15 @@
 //! bytes to 4.9 KB larger.
 #![expect(unsafe_code, reason = "an allocator works with addresses")]
 
+#[cfg(target_arch = "wasm32")]
+use core::arch::wasm32::{memory_grow, memory_size};
 use core::{
     alloc::{GlobalAlloc, Layout},
-    arch::wasm32::{memory_grow, memory_size},
     cell::Cell,
     ptr::{null_mut, with_exposed_provenance_mut},
 };
+#[cfg(not(target_arch = "wasm32"))]
+use tests::{memory_grow, memory_size};
 
 /// Returns blocks whose sizes are powers of two. Freed blocks are kept in a list for each size, so that both operations
 /// take the same few steps however many blocks there are.
@@ -22,10 +25,11 @@ struct Allocator {
 /// The size of a page of WebAssembly memory, in bytes.
 const PAGE: usize = 1 << 16;
 
+#[cfg(target_arch = "wasm32")]
 #[global_allocator]
-static ALLOCATOR: Allocator =
-    Allocator { free: [const { Cell::new(null_mut()) }; 32], unused: Cell::new(&raw const __heap_base) };
+static ALLOCATOR: Allocator = Allocator::new(&raw const __heap_base);
 
+#[cfg(target_arch = "wasm32")]
 unsafe extern "C" {
     /// Where the module's stack and data end. Defined by the linker.
     static __heap_base: u8;
@@ -67,8 +71,16 @@ unsafe impl GlobalAlloc for Allocator {
 }
 
 impl Allocator {
+    /// An allocator for the memory from this address on.
+    const fn new(unused: *const u8) -> Self {
+        Self { free: [const { Cell::new(null_mut()) }; 32], unused: Cell::new(unused) }
+    }
+
     /// The size of the block for this layout, or 0 if it exceeds the address space.
     fn block_size(layout: Layout) -> usize {
         layout.size().max(16).checked_next_power_of_two().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,12 +48,12 @@ fn find(mut link: &mut Option<Box<Root>>, context: u32) -> &mut Option<Box<Root>
     link
 }
 
-#[unsafe(no_mangle)]
+#[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn proxy_abi_version_0_2_1() {}
 
 /// Allocates memory in which the host passes something. Returns null if there is not enough, or if
 /// `size` is 0.
-#[unsafe(no_mangle)]
+#[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn malloc(size: usize) -> *mut u8 {
     match Layout::array::<u8>(size) {
         // SAFETY: the size is not zero.
@@ -62,12 +62,12 @@ extern "C" fn malloc(size: usize) -> *mut u8 {
     }
 }
 
-#[unsafe(no_mangle)]
+#[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
     STREAM.0.set((context, parent));
 }
 
-#[unsafe(no_mangle)]
+#[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
     // If the new configuration is rejected, the current one stays in force.
     let Some(filter) = Filter::load(&ProxyWasm, size, || ProxyWasm.plugin_configuration(size)) else { return false };
@@ -77,7 +77,7 @@ extern "C" fn proxy_on_configure(context: u32, size: usize) -> bool {
 }
 
 /// Returns an action of the ABI: 0 passes the connection to the next filter, 1 stops it.
-#[unsafe(no_mangle)]
+#[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn proxy_on_new_connection(context: u32) -> u32 {
     let (stream, parent) = STREAM.0.take();
     let mut roots = ROOTS.0.take();
@@ -90,7 +90,7 @@ extern "C" fn proxy_on_new_connection(context: u32) -> u32 {
     }
 }
 
-#[unsafe(no_mangle)]
+#[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn proxy_on_delete(context: u32) {
     let mut roots = ROOTS.0.take();
     let link = find(&mut roots, context);
@@ -98,7 +98,11 @@ extern "C" fn proxy_on_delete(context: u32) {
     ROOTS.0.set(roots);
 }
 
+#[cfg(target_arch = "wasm32")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     core::arch::wasm32::unreachable()
 }
+
+#[cfg(test)]
+mod tests;

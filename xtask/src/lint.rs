@@ -14,7 +14,9 @@ pub fn run() -> Result<()> {
     let clippy =
         |arguments: &[&str]| compiler::cargo(&sh).arg("clippy").args(arguments).args(["--", "--deny", "warnings"]);
     compiler::cargo(&sh).args(["fmt", "--all", "--check"]).run()?;
+    compiler::cargo(&sh).args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]).run()?;
     workflows(&sh)?;
+    clippy(&["--manifest-path", "fuzz/Cargo.toml", "--all-targets"]).run()?;
     clippy(&["--workspace", "--all-targets", "--features", "xtask/oci,xtask/proto,xtask/verify"]).run()?;
     clippy(&["--test", "*"]).run()?; // the targets with `test = false` are not among --all-targets
     clippy(&["--lib", "--profile", "test", "--no-default-features", "--features", "native"]).run()?;

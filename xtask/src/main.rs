@@ -5,6 +5,7 @@ mod compiler;
 mod demo;
 mod docker;
 mod engine;
+mod fuzz;
 mod go;
 mod images;
 mod inlining;
@@ -54,6 +55,7 @@ fn dispatch() -> Result<()> {
         ["demo"] => demo::prepare(),
         ["demo-traffic", module] => demo::traffic(module.as_ref()),
         ["docker-demo"] => docker::demo(),
+        ["fuzz", seconds] => fuzz::run(seconds),
         ["lint"] => lint::run(),
         #[cfg(feature = "oci")]
         ["oci"] => oci::build(),
@@ -69,6 +71,7 @@ fn dispatch() -> Result<()> {
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]
         ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
+        ["sanitize"] => fuzz::sanitize(),
         ["soak"] => tests::soak(),
         ["test"] => tests::run(),
         ["test-docker"] => tests::docker(),
@@ -84,8 +87,8 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|lint|oci|oci-push|regen-proto|release|\
-             soak|test|test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify|wasm-size"
+            "usage: cargo xtask audit|bench|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|fuzz|lint|oci|oci-push|regen-proto|\
+             release|sanitize|soak|test|test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify|wasm-size"
         ),
     }
 }
