@@ -79,7 +79,11 @@ fn fail_and_recover(host: &Host, module: Module, config: &Config) -> Result<()> 
             closed += 1;
             thread::sleep(Duration::from_millis(20));
         }
-        ensure!(started.elapsed() < testbed::DEADLINE * 3, "the module does not recover\n{}", envoy.get("/stats?filter=wasm|cx_total")?);
+        ensure!(
+            started.elapsed() < testbed::DEADLINE * 3,
+            "the module does not recover\n{}",
+            envoy.get("/stats?filter=wasm|cx_total")?
+        );
     }
     let custom = envoy.get("/stats?filter=wasmcustom.sluice.routed")?;
     let counts = custom.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok());
