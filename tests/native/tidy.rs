@@ -268,7 +268,7 @@ fn addresses(path: &str, list: &str) -> Vec<String> {
 fn both_egress_routers_refuse_the_same_destinations() {
     let (docker, istio) = ("envoy-docker/egress-router.yaml", "istio/egress-routers/common/egress-router.yaml");
     let shared = addresses(istio, "stat_prefix: never");
-    assert!(shared.len() > 20, "{shared:?}");
+    assert!(shared.len() > 15, "{shared:?}");
     let never = addresses(docker, "stat_prefix: never");
     // In Docker, the addresses of the routers come first. In a cluster they are private.
     assert!(never.ends_with(&shared), "{docker}: {never:?}\n{istio}: {shared:?}");
