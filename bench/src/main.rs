@@ -81,7 +81,9 @@ fn run() -> Result<()> {
             bench.traffic(rounds(15)?)?;
             bench.report.write(ours_alone)?;
         }
-        _ => bail!("usage: bench SHIPPED INLINED PLAIN NATIVE | bench load MODULE… | bench limits SHIPPED NATIVE; ROUNDS=number"),
+        _ => bail!(
+            "usage: bench SHIPPED INLINED PLAIN NATIVE | bench load MODULE… | bench limits SHIPPED NATIVE; ROUNDS=number"
+        ),
     }
     Ok(())
 }

@@ -89,12 +89,8 @@ pub fn converse(
     patience: Duration,
 ) -> Result<Conversation> {
     let mut stream = connect(source.into(), to)?;
-    let mut conversation = Conversation {
-        outcome: Outcome::Left,
-        answered_by: None,
-        length: payload.len() as u32,
-        hash: hash(payload),
-    };
+    let mut conversation =
+        Conversation { outcome: Outcome::Left, answered_by: None, length: payload.len() as u32, hash: hash(payload) };
     let flags = if kind == Kind::HalfCloses { AFTER_THE_END } else { 0 };
     if matches!(kind, Kind::ResetsAtOnce | Kind::ResetsAfterTheRequest) {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;

@@ -79,7 +79,11 @@ fn fail_and_recover(host: &Host, module: Module, config: &Config) -> Result<()> 
             closed += 1;
             thread::sleep(Duration::from_millis(20));
         }
-        ensure!(started.elapsed() < testbed::DEADLINE * 3, "the module does not recover\n{}", envoy.get("/stats?filter=wasm|cx_total")?);
+        ensure!(
+            started.elapsed() < testbed::DEADLINE * 3,
+            "the module does not recover\n{}",
+            envoy.get("/stats?filter=wasm|cx_total")?
+        );
     }
     let custom = envoy.get("/stats?filter=wasmcustom.sluice.routed")?;
     let counts = custom.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok());
@@ -110,7 +114,7 @@ struct Busy(Vec<Child>);
 impl Busy {
     fn start(number: usize) -> Result<Self> {
         let start = || {
-            let script = "ulimit -t 120; while :; do :; done";
+            let script = "ulimit -t 60; while :; do :; done";
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "--", "taskset", "-c", "0", "sh", "-c", script]).stdin(Stdio::null());
             command.spawn().context("cannot start setpriv")

@@ -58,7 +58,10 @@ pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) 
         }
         let by = request.map(|request| request.egress);
         if let Some(answered_by) = conversation.answered_by {
-            ensure!(by == Some(answered_by), "answered by an egress that did not receive the request: {entry:?} {by:?}");
+            ensure!(
+                by == Some(answered_by),
+                "answered by an egress that did not receive the request: {entry:?} {by:?}"
+            );
         }
         let by = by.map(usize::from);
         let asks = matches!(kind, Kind::Asks | Kind::HalfCloses);

@@ -146,7 +146,8 @@ fn hold(host: &Host, subject: Subject, number: u64, time: Duration) -> Result<St
     let config = subject.config()?.with("CONFIGURATION", table)?;
     let envoy = Envoy::start_in(host, &envoy::program()?, &config, &["--concurrency", "4"])?;
     let before = (resident(envoy.id())?, descriptors(envoy.id())?.len());
-    let mut held = Held::open((0..number).map(|index| Ipv4Addr::new(127, 1, (index / 250) as u8, (index % 250) as u8 + 1)))?;
+    let mut held =
+        Held::open((0..number).map(|index| Ipv4Addr::new(127, 1, (index / 250) as u8, (index % 250) as u8 + 1)))?;
     thread::sleep(time);
     let answered = held.ask() as u64;
     ensure!(answered == number, "{answered} of {number} are answered in the end");

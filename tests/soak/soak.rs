@@ -48,7 +48,8 @@ fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<(
     let mut plain = None;
     for subject in Subject::ALL {
         let started = Instant::now();
-        let grown = in_a_network(|host| run(host, subject, connections, 2, |_| Ok(()))).with_context(|| format!("{subject:?}"))?;
+        let grown = in_a_network(|host| run(host, subject, connections, 2, |_| Ok(())))
+            .with_context(|| format!("{subject:?}"))?;
         let took = started.elapsed().as_secs_f64();
         println!("{subject:?}: {connections} connections in {took:.0} s: {}", grown.text);
         let allowed = plain.get_or_insert(grown.kib.max(0));
