@@ -211,12 +211,6 @@ impl Envoy {
         })
     }
 
-    /// The address of the admin interface.
-    #[must_use]
-    pub fn admin(&self) -> SocketAddr {
-        self.admin
-    }
-
     /// The process's id.
     #[must_use]
     pub fn id(&self) -> u32 {

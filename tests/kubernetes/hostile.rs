@@ -5,7 +5,7 @@ use crate::{
     cluster::{Cluster, on_it},
     hostile_pods::{Pods, with_pods},
     hostile_sidecar::{ask_the_sidecar, expect_no_permissions, expect_nothing_to_take},
-    hostile_ways::{Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
+    hostile_ways::{OWN, Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
     identity::{connect, tls},
     server,
     shipped::ROUTERS,
@@ -90,6 +90,21 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
     Ok(wrong)
 }
 
+/// Expects that the tenant reaches no port of the routers' pods but its own: not those of probes, of metrics, of the admin interface
+/// and of Istio's agent.
+fn expect_closed_ports(pods: &Pods, routers: &Routers) -> Result<()> {
+    let reached = |port: u16| pods.labelled.host.run(|| connect(routers.pod(0, port))).is_ok();
+    let ports = [8080, 8082, 8083, 8100, 15000, 15020, 15021, 15090];
+    let open = thread::scope(|scope| {
+        let tried = ports.map(|port| scope.spawn(move || reached(port).then_some(port)));
+        tried.map(|thread| thread.join().expect("no panic"))
+    });
+    let open: Vec<u16> = open.into_iter().flatten().collect();
+    ensure!(open.is_empty() && reached(OWN), "open to tenant-a: {open:?}; its own: {}", reached(OWN));
+    println!("ports of its router's pod that are closed to it: {ports:?}");
+    Ok(())
+}
+
 #[test]
 fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
     on_it(|cluster| {
@@ -113,6 +128,7 @@ fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
             println!("{:.0?} until the pods were ready", started.elapsed());
             let wrong = judge(cluster, &ways.list, pods, &routers)?;
             println!("{:.0?} until all was tried", started.elapsed());
+            expect_closed_ports(pods, &routers)?;
             expect_nothing_to_take(cluster, pods)?;
             expect_no_permissions(cluster)?;
             let wrong = [wrong, ask_the_sidecar(cluster, pods)?].concat();

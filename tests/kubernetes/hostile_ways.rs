@@ -18,7 +18,7 @@ use std::{
 };
 
 /// The ports of the tenants on every router.
-const OWN: u16 = 8090;
+pub const OWN: u16 = 8090;
 const OTHERS: [u16; 2] = [8080, 8100];
 
 /// The port of the servers that are started for these ways.
@@ -112,7 +112,7 @@ impl Routers {
     }
 
     /// An address of a router's pod.
-    fn pod(&self, index: usize, port: u16) -> SocketAddr {
+    pub fn pod(&self, index: usize, port: u16) -> SocketAddr {
         SocketAddr::new(self.pods[index].addresses[0], port)
     }
 }

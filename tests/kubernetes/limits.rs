@@ -117,18 +117,20 @@ fn beside<T: Send>(
         show(&done),
         seen.answered + lost
     );
-    ensure!(lost == 0 && seen.answered > 100, "{what}: {} answered, lost {:?}", seen.answered, seen.lost);
+    ensure!(lost == 0 && seen.answered >= 20, "{what}: {} answered, lost {:?}", seen.answered, seen.lost);
     ensure!(seen.slowest[1..].iter().all(|slowest| *slowest < Duration::from_secs(1)), "{what}: {:?}", seen.slowest);
     Ok(done)
 }
 
-/// How many connections an attack tries to open in a second, and for how long it keeps each.
-const RATE: usize = 2_000;
-const KEPT: Duration = Duration::from_secs(1);
+/// How many connections a scan tries to open in a second: more than a sidecar admits, and as many as possible.
+const BY_SIDECAR: u32 = 500;
+const DIRECTLY: u32 = 4_000;
+/// For how long a scan keeps each.
+const KEPT: Duration = Duration::from_secs(3);
 
 /// Opens connections from several threads in a pod, as many as the rate says or as it can, and returns how many it tried.
-fn scan<T>(pod: &Pod, open: impl Fn(usize) -> Result<T> + Sync) -> usize {
-    const THREADS: usize = 8;
+fn scan<T>(pod: &Pod, rate: u32, open: impl Fn(usize) -> Result<T> + Sync) -> usize {
+    const THREADS: u32 = 8;
     let (count, until) = (AtomicUsize::new(0), Instant::now() + ATTACK);
     thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -138,7 +140,8 @@ fn scan<T>(pod: &Pod, open: impl Fn(usize) -> Result<T> + Sync) -> usize {
                     let mut next = Instant::now();
                     while next < until {
                         thread::sleep(next.saturating_duration_since(Instant::now()));
-                        next = next.max(Instant::now() - KEPT) + KEPT * THREADS as u32 / RATE as u32;
+                        next =
+                            next.max(Instant::now() - Duration::from_secs(1)) + Duration::from_secs(1) * THREADS / rate;
                         kept.push_back((next, open(count.fetch_add(1, Ordering::Relaxed))));
                         while kept.front().is_some_and(|(since, _)| since.elapsed() > KEPT) {
                             kept.pop_front();
@@ -220,7 +223,6 @@ fn a_tenant_that_scans_or_holds_connections_costs_other_tenants_nothing() -> Res
 }
 
 fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
-    let cluster = cluster;
     let routers = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))?;
     let ports: Vec<SocketAddr> = routers.iter().map(|router| SocketAddr::new(router.addresses[0], PORT)).collect();
     let own = tls(Some(&pods.own_certificate(cluster)?))?;
@@ -230,27 +232,31 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
         "\n{:<48} {:<44} {:>5} {:>5} {:>9} {:>7} {:>7}",
         "attack by another tenant, or by a stranger", "extent", "good", "lost", "slowest s", "admin s", "ready s"
     );
-    beside(cluster, &routers, "none", || Ok(thread::sleep(ATTACK)), |()| String::new())?;
+    let rest = || {
+        thread::sleep(ATTACK);
+        Ok(())
+    };
+    beside(cluster, &routers, "none", rest, |()| String::new())?;
 
     let tried = |count: &(usize, u64)| format!("{} tried, {} reached the routers", count.0, count.1);
     let refused = || counted(&routers, "cluster.tenant-a.upstream_cx_connect_fail");
     let by_sidecar = || {
         let before = refused()?;
-        let tried = scan(&pods.client, |_| connect(refusing.next()));
+        let tried = scan(&pods.client, BY_SIDECAR, |_| connect(refusing.next()));
         Ok((tried, refused()? - before))
     };
     let (attempts, reached) = beside(cluster, &routers, "scan through its sidecar", by_sidecar, tried)?;
-    ensure!(reached > 1_000 && attempts as u64 > reached, "{attempts} tried, {reached} reached the routers");
+    ensure!(reached > 300 && attempts as u64 > reached, "{attempts} tried, {reached} reached the routers");
 
     let directly = || {
         let before = refused()?;
-        let tried = scan(labelled, |number| {
+        let tried = scan(labelled, DIRECTLY, |number| {
             authenticate(ports[number % ports.len()], &proxy_header(source, refusing.next()), &own)
         });
         Ok((tried, refused()? - before))
     };
     let (_, reached) = beside(cluster, &routers, "scan with its certificate, past the sidecar", directly, tried)?;
-    ensure!(reached > 1_000, "{reached} destinations: no scan to speak of");
+    ensure!(reached > 300, "{reached} destinations: no scan to speak of");
 
     for (name, pod) in [("a pod without the label", &pods.bare), ("a pod of a foreign namespace", &pods.foreign)] {
         let what = format!("{HELD} connections of {name}");

@@ -72,7 +72,7 @@ fn answer(envoy: &Envoy, source: &str) -> Result<String> {
 fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result<()> {
     let envoy = standalone(module, "standalone")?;
     assert_eq!([answer(&envoy, "127.0.0.2")?, answer(&envoy, "127.0.0.3")?], ["egress1", "egress2"]);
-    let prometheus = Prometheus::start(envoy.admin())?;
+    let prometheus = Prometheus::start(envoy.admin().parse()?)?;
     prometheus.await_result(r#"sluice_routed{cluster="egress1"} == 1"#)?;
     prometheus.await_result(r#"sluice_routed{cluster="egress2"} == 1"#)?;
 
@@ -99,7 +99,7 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result
 
 fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> {
     let envoy = standalone(module, r#"{"routes": [], "otherwise": "continue"}"#)?;
-    let prometheus = Prometheus::start(envoy.admin())?;
+    let prometheus = Prometheus::start(envoy.admin().parse()?)?;
     prometheus.await_result("sluice_continued == 0")?;
     assert_eq!(prometheus.alerts("SluiceUnrouted")?, [""; 0]);
     assert_eq!(answer(&envoy, "127.0.0.2")?, "");
@@ -113,6 +113,6 @@ fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> 
 fn an_envoy_without_the_module_raises_an_alert() -> Result<()> {
     let config = "admin: { address: { socket_address: { address: 127.0.0.1, port_value: 0 } } }\n";
     let envoy = Envoy::start(&envoy::program()?, &Config::from(config.to_owned()))?;
-    let prometheus = Prometheus::start(envoy.admin())?;
+    let prometheus = Prometheus::start(envoy.admin().parse()?)?;
     prometheus.await_alert("SluiceModuleNotLoaded", "pending")
 }

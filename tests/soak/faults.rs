@@ -114,7 +114,7 @@ struct Busy(Vec<Child>);
 impl Busy {
     fn start(number: usize) -> Result<Self> {
         let start = || {
-            let script = "ulimit -t 120; while :; do :; done";
+            let script = "ulimit -t 60; while :; do :; done";
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "--", "taskset", "-c", "0", "sh", "-c", script]).stdin(Stdio::null());
             command.spawn().context("cannot start setpriv")
