@@ -98,13 +98,8 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result
 }
 
 fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> {
-<<<<<<< HEAD
-    let envoy = standalone(module, r#"{"routes": [], "otherwise": "continue"}"#)?;
-    let prometheus = Prometheus::start(envoy.admin().parse()?)?;
-=======
     let envoy = standalone(module, r#"{"routes": [{"action": "continue"}], "otherwise": "continue"}"#)?;
-    let prometheus = Prometheus::start(envoy.admin())?;
->>>>>>> r17
+    let prometheus = Prometheus::start(envoy.admin().parse()?)?;
     prometheus.await_result("sluice_continued == 0")?;
     assert_eq!(prometheus.alerts("SluiceUnrouted")?, [""; 0]);
     assert_eq!(answer(&envoy, "127.0.0.2")?, "");
