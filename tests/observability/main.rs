@@ -98,7 +98,7 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result
 }
 
 fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> {
-    let envoy = standalone(module, r#"{"routes": [], "otherwise": "continue"}"#)?;
+    let envoy = standalone(module, r#"{"routes": [{"action": "continue"}], "otherwise": "continue"}"#)?;
     let prometheus = Prometheus::start(envoy.admin().parse()?)?;
     prometheus.await_result("sluice_continued == 0")?;
     assert_eq!(prometheus.alerts("SluiceUnrouted")?, [""; 0]);

@@ -133,10 +133,10 @@ pub fn compare(
     }
     let sluice = |name: &str| value(&stats, &format!("wasmcustom.sluice.{name}"));
     let (mut routed, mut missing) = (0, 0);
-    for cluster in 0..CLUSTERS {
+    for (cluster, removed) in removed.iter().enumerate().take(CLUSTERS) {
         let (name, known) = (tables::name(cluster), sums.clusters[cluster]);
         let counter = if cluster == DEFAULT { "continued".to_owned() } else { format!("routed.{name}") };
-        let counted = sluice(&counter)? + removed[cluster];
+        let counted = sluice(&counter)? + removed;
         let upstream = upstream(cluster)?;
         ensure!(counted == upstream, "{name}: {counted} connections decided, {upstream} made");
         ensure!(

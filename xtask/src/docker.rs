@@ -87,7 +87,7 @@ fn traffic(compose: &Compose) -> Result<()> {
     })?;
     println!("The first four were redirected to the sidecar, and the destination told which router they came by;");
     println!("the others spoke to the standalone proxy's port.");
-    identities(&compose)?;
+    identities(compose)?;
     Ok(())
 }
 
