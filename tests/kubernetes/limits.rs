@@ -126,9 +126,8 @@ fn beside<T: Send>(
         seen.answered + lost
     );
     ensure!(lost == 0 && seen.answered >= 20, "{what}: {} answered, lost {:?}", seen.answered, seen.lost);
-    // On a machine that is busy otherwise, twice what an unattacked router takes.
-    let allowed = Duration::from_secs(1).max(seen.slowest[3] * 2);
-    ensure!(seen.slowest[1..3].iter().all(|slowest| *slowest < allowed), "{what}: {:?}", seen.slowest);
+    ensure!(seen.slowest[1] < Duration::from_secs(1), "{what}: the admin interface took {:?}", seen.slowest[1]);
+    ensure!(seen.slowest[2] < NO_ANSWER, "{what}: a readiness probe had no answer");
     Ok(done)
 }
 
@@ -292,7 +291,8 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let what = format!("{HELD} with its certificate, idle, to one pod");
     let hold = || hold_authenticated(labelled, ports[0], &header, &own);
     let open = beside(cluster, &routers, &what, hold, |open| format!("{open} open to the end"))?;
-    ensure!(open > HELD * 9 / 10, "{what}: {open} open");
+    // Not all: 1024 is the default limit of the router's cluster.
+    ensure!(open >= 1_000, "{what}: {open} open");
 
     for router in cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))? {
         let statuses = list(&router.object, "/status/containerStatuses");
