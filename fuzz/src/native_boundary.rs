@@ -197,8 +197,11 @@ extern "C" fn envoy_dynamic_module_callback_network_filter_close(_filter: *mut c
     envoy(|envoy| envoy.calls.push(Call::Close));
 }
 
+/// The text of an address, how it is passed, and the port.
+type Passed = (Vec<u8>, Quirk, u32);
+
 /// An address as Envoy passes it, and as the standard library reads it.
-fn address(input: &mut Input<'_>) -> (Option<(Vec<u8>, Quirk, u32)>, Option<SocketAddr>) {
+fn address(input: &mut Input<'_>) -> (Option<Passed>, Option<SocketAddr>) {
     if input.one_in(16) {
         return (None, None);
     }

