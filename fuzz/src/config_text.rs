@@ -1,0 +1,31 @@
+//! Configurations as text.
+//!
+//! Model: serde_json reads the text, and a second implementation of the rules accepts the same ones, with the same decisions;
+//! the same object as a Struct gives the same policy or the same error.
+
+use crate::{
+    compare::{check, parse},
+    json::Json,
+    model::Model,
+};
+use sluice::config::MAX_SIZE;
+
+/// Parses the data.
+pub fn run(document: &[u8]) {
+    // A Struct: the target `config_struct`.
+    if document.first() == Some(&0x0a) && document.contains(&0x12) {
+        return;
+    }
+    let parsed = parse(document);
+    let model = Model::of_text(document);
+    check(&parsed, model.as_ref());
+    if let Some(model) = &model {
+        assert_eq!(parse(model.to_string().as_bytes()), parsed, "{model}");
+    }
+    let Ok(json @ Json::Object(_)) = serde_json::from_slice(document) else { return };
+    // An empty Struct arrives as an empty configuration.
+    let bytes = json.to_struct();
+    if !bytes.is_empty() && document.len() <= MAX_SIZE && bytes.len() <= MAX_SIZE && !json.has_unusual_port() {
+        assert_eq!(parse(&bytes), parsed, "{bytes:x?}");
+    }
+}
