@@ -35,7 +35,7 @@ compiles() {
     $works
 }
 
-# What is missing: Debian packages, and the same with reasons.
+# The missing Debian packages, and the same list with a reason for each.
 packages=
 reasons=
 need() { # packages, reason

@@ -16,7 +16,7 @@ pub struct Answer {
     pub status: u32,
     /// The length, if there is no memory: the pointer is null then.
     pub length: u32,
-    /// What is copied into the module's memory.
+    /// The bytes that are copied into the module's memory.
     pub memory: Option<Vec<u8>>,
 }
 

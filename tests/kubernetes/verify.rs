@@ -120,7 +120,8 @@ fn verify_shows_where_connections_leave() -> Result<()> {
             ensure!(right, "{shown}");
             for client in &cluster.clients {
                 let source = client.source(to.ip());
-                let row = [&source.to_string(), expected_router(source), &to.to_string()];
+                let identity = "spiffe://cluster.local/ns/default/sa/client";
+                let row = [&source.to_string(), identity, expected_router(source), &to.to_string()];
                 ensure!(shown.lines().any(|line| line.split_whitespace().eq(row)), "{row:?}:\n{shown}");
             }
             for listener in ["0.0.0.0_15010", "0.0.0.0_15014"] {

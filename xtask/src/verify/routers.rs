@@ -20,7 +20,7 @@ pub struct Routers {
     squatters: Vec<Value>,
     /// The identities in the certificates that each router presents, by its `app` label. Empty if it could not be asked.
     presented: BTreeMap<String, BTreeSet<String>>,
-    /// What is wrong with the certificates.
+    /// The faults of the certificates.
     certificates: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ fn app(pod: &Value) -> String {
     pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned()
 }
 
-/// What is wrong with the specification of a router's pod.
+/// Returns the faults of a router's pod specification.
 fn pod_wrong(pod: &Value) -> Vec<String> {
     let mut wrong = Vec::new();
     let (spec, app) = (&pod["spec"], app(pod));

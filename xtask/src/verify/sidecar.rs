@@ -114,7 +114,7 @@ impl Sidecar {
         Ok(wrong)
     }
 
-    /// What is wrong with the clusters of the table.
+    /// Returns the faults of the clusters that the table names.
     fn routes(&self, filter: &Value, routers: &Routers) -> Vec<String> {
         let known = self.section("dynamic_active_clusters");
         // The configuration of the Wasm module, or of the native one.
