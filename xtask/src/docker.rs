@@ -85,8 +85,8 @@ fn traffic(compose: &Compose) -> Result<()> {
     table.end(|| {
         compose.read(&["logs", "--no-color", "sidecar", "standalone"]).unwrap_or_else(|error| format!("{error:#}"))
     })?;
-    println!("The first four were redirected to the sidecar, and the destination told which router they came by;");
-    println!("the others spoke to the standalone proxy's port.");
+    println!("The first four were redirected to the sidecar, and the destination showed which router they came from;");
+    println!("the others connected to the standalone proxy's port.");
     identities(compose)?;
     Ok(())
 }
