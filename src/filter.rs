@@ -140,7 +140,7 @@ impl<H: Host> Filter<H> {
         }
     }
 
-    /// Describes for the log what was decided about a connection and what happened to it.
+    /// Describes for the log the decision about a connection and its result.
     fn describe<C: Connection<Host = H>>(
         &self,
         connection: &C,
@@ -202,7 +202,7 @@ pub fn on_new_connection<C: Connection>(filter: Option<&Filter<C::Host>>, connec
     action
 }
 
-/// Panics at a client whose address ends with 13. Only in builds for `make soak`, which show what a proxy does then.
+/// Panics for a client whose address ends with 13. Only in builds for `make soak`, which shows how a proxy reacts.
 #[cfg(feature = "fault")]
 #[expect(clippy::panic, reason = "it is the purpose")]
 fn fail_on_purpose<C: Connection>(connection: &C) {

@@ -66,7 +66,7 @@ pub trait Connection: Log {
     /// callback, so nothing passes if this fails.
     fn close(&self);
 
-    /// Returns whether the proxy's log shows lines of this level. False if the proxy does not say.
+    /// Returns whether the proxy's log shows lines of this level. `false` if the proxy does not tell.
     fn log_enabled(&self, level: Level) -> bool;
 }
 
