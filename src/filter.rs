@@ -17,7 +17,7 @@ pub const DENIED: &str = "sluice.denied";
 /// A loaded configuration.
 pub struct Filter<H: Host> {
     policy: Box<Policy>,
-    /// What the proxy needs for each cluster of the policy, at the same index.
+    /// The prepared override and the counter of each cluster of the policy, at the same index.
     clusters: Vec<Cluster<H>>,
     /// The override that marks a denied connection.
     denied_override: H::Override,

@@ -1,4 +1,4 @@
-//! What the filter asks of the proxy it runs in. `wasm` implements these traits for the proxy-wasm ABI, `native`
+//! The interface of the proxy that the filter runs in. `wasm` implements these traits for the proxy-wasm ABI, `native`
 //! for Envoy's dynamic modules, and `recording` for tests.
 
 #[cfg(all(target_arch = "wasm32", not(feature = "sdk")))]

@@ -66,12 +66,12 @@ impl Criteria {
     }
 }
 
-/// Where a route sends a connection.
+/// The target of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
-    /// To one of these clusters.
+    /// One of these clusters.
     Clusters(Clusters<'a>),
-    /// To no cluster of the policy.
+    /// An action, without a cluster of the policy.
     Action(Action),
 }
 

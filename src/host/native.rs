@@ -69,7 +69,7 @@ impl Buffer {
     }
 }
 
-/// What the module keeps for each listener.
+/// The state that the module keeps for each listener.
 struct Loaded {
     filter: Box<Filter<Configuration>>,
     panics: Option<usize>,
