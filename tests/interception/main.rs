@@ -27,5 +27,7 @@ mod traffic;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;
+#[path = "../common/tls.rs"]
+mod tls;
 #[path = "../common/trapping_module.rs"]
 mod trapping_module;
