@@ -97,7 +97,7 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
         ("tenant-b", 8100, "10.20.0.1:25"),
     ] {
         let socket = network.send_to(&network.peer, port, &header_for(destination))?;
-        assert_eq!(greeting(socket, &client(own(name)?)?)?, b"220 ready\r\n", "{name} {destination}");
+        assert_eq!(greeting(socket, &client(own(name)?.as_ref())?)?, b"220 ready\r\n", "{name} {destination}");
         delivered += 1;
         assert_eq!(network.connections()?, delivered);
     }
