@@ -11,6 +11,7 @@
     reason = "a panic fails the test"
 )]
 
+mod cost;
 mod destination;
 mod egress;
 mod hostile;
