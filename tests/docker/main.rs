@@ -66,6 +66,16 @@ mod compose_2 {
     tests!(["docker", "compose"]);
 
     #[test]
+    fn with_failover_clients_of_a_stopped_egress_use_the_other() -> anyhow::Result<()> {
+        crate::scenarios::with_failover_clients_of_a_stopped_egress_use_the_other(&["docker", "compose"])
+    }
+
+    #[test]
+    fn each_tenant_reaches_its_own_destinations_only() -> anyhow::Result<()> {
+        crate::scenarios::each_tenant_reaches_its_own_destinations_only(&["docker", "compose"])
+    }
+
+    #[test]
     fn the_demo_names_missing_requirements() -> anyhow::Result<()> {
         crate::scenarios::the_demo_names_missing_requirements()
     }

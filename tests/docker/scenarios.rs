@@ -143,6 +143,46 @@ pub fn a_stopped_router_is_replaced_by_the_second_one(program: &[&str]) -> Resul
     Ok(())
 }
 
+pub fn with_failover_clients_of_a_stopped_egress_use_the_other(program: &[&str]) -> Result<()> {
+    let compose = Compose::up_with(program, "compose.failover.yaml")?;
+    let get = "curl --silent --show-error --max-time 20 http://[2001:db8::80]";
+    assert_eq!(compose.inside("application", get)?, "source=2001:db8::22 destination=2001:db8::80 port=80\n");
+    compose.call(&["stop", "egress-router2", "egress-router2b"])?;
+    assert_eq!(compose.inside("application", get)?, "source=2001:db8::21 destination=2001:db8::80 port=80\n");
+    Ok(())
+}
+
+pub fn each_tenant_reaches_its_own_destinations_only(program: &[&str]) -> Result<()> {
+    let compose = Compose::up_with(program, "compose.tenants.yaml")?;
+    // The last octets are even, so both leave through egress1. Tenant A may use port 80 only.
+    for (application, port, is_allowed) in [
+        ("application-a", 80, true),
+        ("application-a", 25, false),
+        ("application-b", 80, true),
+        ("application-b", 25, true),
+    ] {
+        let get = format!("curl --silent --show-error --http0.9 --max-time 20 http://198.51.100.80:{port}");
+        let answer = compose.inside(application, &get);
+        if is_allowed {
+            assert_eq!(
+                answer?,
+                format!("source=198.51.100.21 destination=198.51.100.80 port={port}\n"),
+                "{application}"
+            );
+        } else {
+            let error = format!("{:#}", answer.expect_err("the router let it through"));
+            assert!(error.contains("(52)") || error.contains("(56)"), "{application}, port {port}: {error}");
+        }
+    }
+    for (tenant, chain, count) in
+        [("tenant-a", "tenant-a", 1), ("tenant-a", "forbidden", 1), ("tenant-b", "tenant-b", 2)]
+    {
+        let identity = format!("\"identity\":\"spiffe://sluice.example/{tenant}\"");
+        compose.await_lines("egress-router1", &[&identity, &format!("\"chain\":\"{chain}\"")], count)?;
+    }
+    Ok(())
+}
+
 pub fn running_containers_are_not_root_and_have_no_capabilities(program: &[&str]) -> Result<()> {
     let _compose = Compose::up(program, Module::Wasm)?;
     let mut checked = 0;

@@ -3,11 +3,13 @@
 
 use crate::{
     destination::{Received, read_until_closed, serve},
-    identity::{Certificates, Identity, client, foreign, self_signed},
+    identity::Certificates,
     network::{RouterNetwork, greeting, header, header_for},
+    tls::{Authority, DAY, Identity, client},
     topology::{Topology, redirect, router},
 };
 use anyhow::{Context, Result};
+use rcgen::{DistinguishedName, KeyPair};
 use std::{
     net::{TcpStream, UdpSocket},
     os::unix::net::UnixStream,
@@ -16,7 +18,6 @@ use std::{
 use testbed::{Host, Module, Network, for_each_module};
 
 const PUBLIC: &str = "198.51.100.7:25";
-const DAY: Duration = Duration::from_secs(86_400);
 
 /// What somebody without a valid certificate can send to a router, from the address of a listed peer.
 #[test]
@@ -24,14 +25,16 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
     let network = RouterNetwork::new(&router()?)?;
     let certificates = &network.certificates;
     let own = |name: &str| certificates.identity(name).map(Some);
-    let sign = |uri: &str, start| certificates.sign(uri, start, 1).map(Some);
+    let authority = certificates.authority()?;
+    let foreign = Authority::new(DistinguishedName::new(), KeyPair::generate()?);
+    let sign = |uri: &str, start| authority.issue(uri, start).map(Some);
     let now = SystemTime::now() - Duration::from_secs(60);
     let uri = "spiffe://sluice.example/client";
     type Way = (&'static str, u16, &'static str, Option<Identity>);
     let ways: [Way; 19] = [
         ("TLS without a certificate", 8080, PUBLIC, None),
-        ("a certificate that signs itself", 8080, PUBLIC, Some(self_signed(uri)?)),
-        ("a certificate of a foreign authority", 8080, PUBLIC, Some(foreign(uri)?)),
+        ("a certificate that signs itself", 8080, PUBLIC, Some(Identity::self_signed(uri)?)),
+        ("a certificate of a foreign authority", 8080, PUBLIC, Some(foreign.issue(uri, now)?)),
         ("an expired certificate", 8080, PUBLIC, sign(uri, now - 3 * DAY)?),
         ("a certificate that is not valid yet", 8080, PUBLIC, sign(uri, now + 2 * DAY)?),
         ("another identity", 8080, PUBLIC, sign("spiffe://sluice.example/other", now)?),
@@ -51,7 +54,7 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
     ];
     for (way, port, destination, identity) in ways {
         let socket = network.send_to(&network.peer, port, &header_for(destination))?;
-        assert_eq!(greeting(socket, &client(identity)?)?, b"", "{way}");
+        assert_eq!(greeting(socket, &client(identity.as_ref())?)?, b"", "{way}");
         assert_eq!(network.connections()?, 0, "{way}");
     }
     for (way, bytes) in [
@@ -94,7 +97,7 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
         ("tenant-b", 8100, "10.20.0.1:25"),
     ] {
         let socket = network.send_to(&network.peer, port, &header_for(destination))?;
-        assert_eq!(greeting(socket, &client(own(name)?)?)?, b"220 ready\r\n", "{name} {destination}");
+        assert_eq!(greeting(socket, &client(own(name)?.as_ref())?)?, b"220 ready\r\n", "{name} {destination}");
         delivered += 1;
         assert_eq!(network.connections()?, delivered);
     }

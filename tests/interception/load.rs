@@ -2,7 +2,6 @@
 
 use crate::{
     destination::{ECHO, GREETING, HTTP, read_all},
-    identity::client,
     network::{RouterNetwork, greeting, header_for},
     topology::{ROUTERS, STANDBY, Topology, router, sidecar, with_identity},
 };
@@ -192,7 +191,7 @@ fn slowest_answer(egress: &Envoy, stop: &AtomicBool) -> Result<Duration> {
 #[test]
 fn a_scan_and_idle_strangers_do_not_disturb_another_tenant() -> Result<()> {
     let network = RouterNetwork::new(&router()?)?;
-    let good = client(Some(network.certificates.identity("tenant-b")?))?;
+    let good = crate::tls::client(Some(&network.certificates.identity("tenant-b")?))?;
     let scanner = Arc::clone(&network.client);
     // 2,000 connections that say nothing, from an address that is in no list.
     let idle: Vec<TcpStream> = (0..2000)

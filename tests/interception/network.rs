@@ -2,7 +2,8 @@
 
 use crate::{
     destination::serve,
-    identity::{Certificates, client},
+    identity::Certificates,
+    tls,
     topology::{ROUTERS, with_identity},
 };
 use anyhow::{Context, Result, ensure};
@@ -73,7 +74,7 @@ impl RouterNetwork {
             stranger: network.host(&["10.1.0.100/16"])?,
             egress: Envoy::start_in(&router, &envoy::program()?, &config, &[])?,
             router,
-            client: client(Some(certificates.identity("client")?))?,
+            client: tls::client(Some(&certificates.identity("client")?))?,
             certificates,
         })
     }

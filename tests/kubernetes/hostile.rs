@@ -6,9 +6,10 @@ use crate::{
     hostile_pods::{Pods, with_pods},
     hostile_sidecar::{ask_the_sidecar, expect_no_permissions, expect_nothing_to_take},
     hostile_ways::{OWN, Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
-    identity::{connect, tls},
+    identity::connect,
     server,
     shipped::ROUTERS,
+    tls,
 };
 use anyhow::{Result, ensure};
 use std::{
@@ -114,7 +115,7 @@ fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
         }
         with_pods(cluster, |pods| {
             let routers = Routers::find(cluster)?;
-            let own = tls(Some(&pods.own_certificate(cluster)?))?;
+            let own = tls::client(Some(&pods.own_certificate(cluster)?))?;
             let mut ways = Ways::default();
             let listed = ways.address(443);
             ways.add_to("another tenant's client, as a control", Some(ROUTERS[1]), listed, |to| {

@@ -2,12 +2,11 @@
 
 use crate::{
     cluster::Cluster,
-    conversations,
-    identity::Identity,
-    outside,
+    conversations, outside,
     pod::{Pod, text, with_applied},
     server,
     shipped::ROUTERS,
+    tls::Identity,
 };
 use anyhow::{Context, Result, ensure};
 use std::{

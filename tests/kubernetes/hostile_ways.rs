@@ -3,18 +3,19 @@
 use crate::{
     cluster::Cluster,
     hostile_pods::{EXCLUDED, Pods, node},
-    identity::{Authority, Identity, authenticate, connect, hear, proxy_header, tls},
+    identity::{authenticate, connect, foreign_authority, hear, mesh_authority, proxy_header},
     pod::{Pod, list},
     policies::connect_as_1337,
     server::{self, First},
     shipped::{ROUTERS, ROUTERS_NAMESPACE},
+    tls::{self, DAY, Identity},
 };
 use anyhow::{Context, Result, ensure};
 use rustls::ClientConfig;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// The ports of the tenants on every router.
@@ -135,23 +136,24 @@ pub fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, router
         let header = proxy_header(pods.client.addresses[0], to);
         as_1337(&pods.client, first, [&header[..], b"hello"].concat())
     });
-    let (mesh, foreign) = (Authority::mesh(cluster)?, Authority::foreign()?);
+    let (mesh, foreign) = (mesh_authority(cluster)?, foreign_authority()?);
+    let now = SystemTime::now() - Duration::from_secs(60);
     for (name, identity) in [
         ("TLS without a certificate", None),
         ("TLS, self-signed certificate with its own ID", Some(Identity::self_signed(ID)?)),
-        ("TLS, certificate of a foreign CA of the same name", Some(foreign.issue(ID)?)),
-        ("TLS, certificate of the mesh that has expired", Some(mesh.issue_expired(ID)?)),
+        ("TLS, certificate of a foreign CA of the same name", Some(foreign.issue(ID, now)?)),
+        ("TLS, certificate of the mesh that has expired", Some(mesh.issue(ID, now - 3 * DAY)?)),
         (
             "TLS, certificate of the mesh, another service account",
-            Some(mesh.issue("spiffe://cluster.local/ns/tenant-a/sa/default")?),
+            Some(mesh.issue("spiffe://cluster.local/ns/tenant-a/sa/default", now)?),
         ),
         (
             "TLS, certificate of the mesh, another trust domain",
-            Some(mesh.issue("spiffe://other.example/ns/tenant-a/sa/client")?),
+            Some(mesh.issue("spiffe://other.example/ns/tenant-a/sa/client", now)?),
         ),
-        ("TLS, certificate of the mesh, an ID that begins like its own", Some(mesh.issue(&format!("{ID}-2"))?)),
+        ("TLS, certificate of the mesh, an ID that begins like its own", Some(mesh.issue(&format!("{ID}-2"), now)?)),
     ] {
-        let tls = tls(identity.as_ref())?;
+        let tls = tls::client(identity.as_ref())?;
         ways.add(name, None, |to| direct(pod, first, to, Some(&tls)));
     }
     Ok(())

@@ -5,11 +5,12 @@ use crate::{
     cluster::{Cluster, on_it},
     get,
     hostile_pods::{Pods, with_pods},
-    identity::{authenticate, connect, proxy_header, tls},
+    identity::{authenticate, connect, proxy_header},
     outside,
     pod::{Pod, list},
     server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE, expected_router},
+    tls,
 };
 use anyhow::{Context, Result, ensure};
 use rustls::ClientConfig;
@@ -234,7 +235,7 @@ fn a_tenant_that_scans_or_holds_connections_costs_other_tenants_nothing() -> Res
 fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let routers = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))?;
     let ports: Vec<SocketAddr> = routers.iter().map(|router| SocketAddr::new(router.addresses[0], PORT)).collect();
-    let own = tls(Some(&pods.own_certificate(cluster)?))?;
+    let own = tls::client(Some(&pods.own_certificate(cluster)?))?;
     let (labelled, refusing) = (&pods.labelled, Refusing::default());
     let source = labelled.addresses[0];
     println!(

@@ -41,6 +41,8 @@ mod verify_routers;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;
+#[path = "../common/tls.rs"]
+mod tls;
 
 use anyhow::Result;
 use client_hello::client_hello;

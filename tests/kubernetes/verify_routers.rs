@@ -92,6 +92,7 @@ fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
         let edited =
             text.replace("address_prefix: 100.64.0.0, prefix_len: 10", "address_prefix: 100.64.0.0, prefix_len: 11");
         let edited = edited.replace("ns/tenant-a/sa/client", "ns/tenant-a/sa/other");
+        let edited = edited.replace("routers: [egress-router2]", "routers: [egress-router1, egress-router2]");
         ensure!(edited != text, "{text}");
         fs::write(&path, edited)?;
         let outcome = expect_wrong(
@@ -104,6 +105,7 @@ fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
                 "its list \"tenant-a: private\" has 100.64.0.0/10",
                 "its list \"tenant-b: private\" lacks 100.64.0.0/11",
                 "its list \"tenant-b: private\" has 100.64.0.0/10",
+                "its list \"tenant-b: routers\" lacks egress-router1",
                 "its list \"tenant-a: identities of allowed\" lacks spiffe://cluster.local/ns/tenant-a/sa/other",
                 "its list \"tenant-a: identities of allowed\" has spiffe://cluster.local/ns/tenant-a/sa/client",
                 "its list \"tenant-a: identities of forbidden\" lacks spiffe://cluster.local/ns/tenant-a/sa/other",

@@ -189,6 +189,7 @@ fn running_lists(pod: &Value) -> Result<Lists> {
     for listener in listeners {
         gather(&listener["listener"], &mut lists);
     }
+    sections.iter().for_each(|section| gather_routers(&section["bootstrap"]["node"], &mut lists));
     ensure!(!lists.is_empty(), "its Envoy has no lists: it admits everybody, or is not a router");
     Ok(lists)
 }
@@ -208,12 +209,24 @@ fn lists_of_manifests(rendered: &str) -> Result<BTreeMap<String, Lists>> {
         for listener in list(&envoy["static_resources"]["listeners"]) {
             gather(&listener, &mut lists);
         }
+        gather_routers(&envoy["node"], &mut lists);
         let name = name(document)?;
         let router = name.rsplit_once('-').map_or(name, |(router, _hash)| router);
         expected.insert(router.to_owned(), lists);
     }
     ensure!(!expected.is_empty(), "no egress-router.yaml");
     Ok(expected)
+}
+
+/// Adds the routers that forward a tenant's connections, which `egress-router.yaml` reads from the node's metadata.
+fn gather_routers(node: &Value, lists: &mut Lists) {
+    for (tenant, settings) in node["metadata"].as_object().into_iter().flatten() {
+        let routers = list(&settings["routers"]);
+        if !routers.is_empty() {
+            let names = routers.iter().filter_map(|router| Some(router.as_str()?.to_owned()));
+            lists.insert(format!("{tenant}: routers"), names.collect());
+        }
+    }
 }
 
 /// Adds the lists of a listener: the CIDRs of each IP matcher, the ports, the filter chain for all other destinations, and the
@@ -371,13 +384,21 @@ mod tests {
         let lists = lists_of_manifests(&manifest.to_string()).unwrap();
         let lists = &lists["egress-router1"];
         for tenant in ["clients", "tenant-a", "tenant-b"] {
-            for list in
-                ["never", "private", "listed", "ports", "others", "identities of allowed", "identities of forbidden"]
-            {
+            for list in [
+                "routers",
+                "never",
+                "private",
+                "listed",
+                "ports",
+                "others",
+                "identities of allowed",
+                "identities of forbidden",
+            ] {
                 assert!(lists.contains_key(&format!("{tenant}: {list}")), "{tenant}: {list}: {lists:?}");
             }
         }
         assert!(lists["clients: private"].contains("10.0.0.0/8"));
+        assert_eq!(lists["tenant-b: routers"], ["egress-router2".to_owned()].into());
         assert_eq!(lists["tenant-b: others"], ["forbidden".to_owned()].into());
     }
 
