@@ -1,4 +1,4 @@
-//! The example `explain`, as a user runs it.
+//! Runs the example `explain` as a user does.
 
 use std::{
     env,
