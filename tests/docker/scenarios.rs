@@ -134,7 +134,10 @@ pub fn a_stopped_router_is_replaced_by_the_second_one(program: &[&str]) -> Resul
     compose.call(&["stop", "egress-router2b"])?;
     let refused = compose.inside("application", "curl --silent --show-error --max-time 20 http://[2001:db8::80]");
     let error = format!("{:#}", refused.expect_err("an answer came through a stopped router"));
-    assert!(error.contains("(52)") || error.contains("(56)"), "expected curl to report an empty reply or a reset: {error}");
+    assert!(
+        error.contains("(52)") || error.contains("(56)"),
+        "expected curl to report an empty reply or a reset: {error}"
+    );
     let output = compose.inside("application", "curl --silent --max-time 20 http://198.51.100.80")?;
     assert_eq!(output, "source=198.51.100.21 destination=198.51.100.80 port=80\n");
     compose.call(&["start", "egress-router2"])?;
