@@ -1,4 +1,4 @@
-//! The certificates of the proxies, as `envoy-docker/certificates.sh` makes them, and those of somebody else.
+//! The proxies' certificates, made with `envoy-docker/certificates.sh`, and the certificates of an attacker.
 
 use anyhow::{Result, ensure};
 use rcgen::{CertificateParams, DistinguishedName, Issuer, KeyPair, SanType};
@@ -33,10 +33,10 @@ pub struct Identity {
 }
 
 impl Certificates {
-    /// Makes an authority and a certificate for each proxy.
+    /// Creates an authority and a certificate for each proxy.
     pub fn new() -> Result<Self> {
         let certificates = Self { folder: TempDir::new()? };
-        // Not the parent's mode is to protect the keys.
+        // The parent folder must not be what protects the keys.
         fs::set_permissions(certificates.folder.path(), fs::Permissions::from_mode(0o755))?;
         certificates.run(&[])?;
         Ok(certificates)
@@ -86,7 +86,7 @@ pub fn foreign(uri: &str) -> Result<Identity> {
     sign(uri, SystemTime::now(), 1, &Issuer::new(issuer, KeyPair::generate()?))
 }
 
-/// Makes a certificate for this SPIFFE identity that signs itself.
+/// Creates a self-signed certificate for this SPIFFE identity.
 pub fn self_signed(uri: &str) -> Result<Identity> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
