@@ -45,7 +45,7 @@ pub fn serve(host: &Host) -> Result<(Received, CertificateDer<'static>)> {
                         let Ok(peer) = client.peer_addr() else { return };
                         // If the exchange fails, the error takes the place of the received data.
                         let sent = converse(port, client, &tls).unwrap_or_else(|error| error.to_string().into_bytes());
-                        received.lock().expect("no server panics").push((port, peer.ip(), sent));
+                        received.lock().expect("a server panicked").push((port, peer.ip(), sent));
                     });
                 }
             });

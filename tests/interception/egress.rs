@@ -32,7 +32,7 @@ fn each_source_reaches_its_destination_through_its_own_egress(module: Module) ->
     for (source, number) in SOURCES {
         let family = usize::from(source.contains(':'));
         // The routers connect from their own addresses, in the address family of the destination.
-        let (router, _) = ROUTERS[number][family].split_once('/').context("a prefix")?;
+        let (router, _) = ROUTERS[number][family].split_once('/').context("no prefix length")?;
         let router: IpAddr = router.parse()?;
 
         let mut client = topology.connect(source, HTTP)?;
@@ -97,7 +97,7 @@ fn call_as(topology: &Topology, user: u32, destination: IpAddr, word: &str) -> R
 fn no_user_bypasses_the_redirection(module: Module) -> Result<()> {
     let mut topology = Topology::new(module)?;
     for destination in DESTINATION {
-        let (destination, _) = destination.split_once('/').context("a prefix")?;
+        let (destination, _) = destination.split_once('/').context("no prefix length")?;
         let destination: IpAddr = destination.parse()?;
         // This user's connections are not redirected, but refused.
         assert!(!call_as(&topology, envoy::USER, destination, "sidecar")?);
@@ -113,7 +113,7 @@ fn no_user_bypasses_the_redirection(module: Module) -> Result<()> {
     for source in ["10.1.0.2", "fd00:1::2"] {
         assert!(!call_as(&topology, 1000, destination_of(source.parse()?), "client")?);
     }
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     Ok(())
 }
 

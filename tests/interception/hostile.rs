@@ -163,7 +163,7 @@ fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
         assert!(!succeeds(pod, *user, script)?, "{way}");
     }
     assert!(echo.recv(&mut [0; 16]).is_err(), "a UDP datagram arrived at the destination");
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     // As a control, root can connect to the socket of the admin interface.
     UnixStream::connect(&admin).with_context(|| admin.clone())?;
     // Envoy must not open an abstract socket in the pod.

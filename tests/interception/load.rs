@@ -259,7 +259,7 @@ fn the_sidecar_limits_the_rate_of_its_application() -> Result<()> {
 
 /// Follows the recipe in docs/egress-path.md for a host with several addresses.
 #[test]
-fn a_router_connects_from_the_address_that_it_is_bound_to() -> Result<()> {
+fn a_router_connects_from_the_address_it_is_bound_to() -> Result<()> {
     let addresses = "{ source_address: { address: 198.51.100.33, port_value: 0 }, \
                      extra_source_addresses: [{ address: { address: \"2001:db8::33\", port_value: 0 } }] }";
     let cluster = "{ name: clients, type: ORIGINAL_DST,";

@@ -106,8 +106,10 @@ fn a_sidecar_with_a_trapping_wasm_module_closes_connections_and_reloads_it() -> 
     let folder = tempfile::tempdir()?;
     let trapping = trapping_module(folder.path())?;
     let shipped = Module::Wasm.path()?;
-    let sidecar =
-        sidecar(Module::Wasm)?.with(shipped.to_str().context("UTF-8")?, trapping.to_str().context("UTF-8")?)?;
+    let sidecar = sidecar(Module::Wasm)?.with(
+        shipped.to_str().context("the path is not UTF-8")?,
+        trapping.to_str().context("the path is not UTF-8")?,
+    )?;
     let topology = Topology::start(&sidecar, &router()?)?;
     let started = Instant::now();
     while !topology.sidecar.get("/stats?filter=vm_reload_success")?.lines().any(|line| line.ends_with(": 1")) {
@@ -115,6 +117,6 @@ fn a_sidecar_with_a_trapping_wasm_module_closes_connections_and_reloads_it() -> 
         ensure!(started.elapsed() < DEADLINE, "{}", topology.sidecar.end_of_log());
         thread::sleep(Duration::from_millis(50));
     }
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     Ok(())
 }

@@ -83,7 +83,7 @@ fn the_servers_at_forbidden_destinations_would_answer() -> Result<()> {
         assert_eq!(&greeting, b"220 ready\r\n");
     }
     for address in &SERVERS {
-        let (address, _) = address.split_once('/').context("a prefix")?;
+        let (address, _) = address.split_once('/').context("no prefix length")?;
         let destination = SocketAddr::new(address.parse()?, GREETING);
         network.router.run(|| TcpStream::connect(destination)).context(address)?;
     }

@@ -49,7 +49,7 @@ fn connections_that_no_route_matches_are_not_forwarded(module: Module) -> Result
         assert_eq!(read_until_closed(topology.connect(source, GREETING)?)?, b"", "{source}");
         topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", number as u64 + 1)?;
     }
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     Ok(())
 }
 

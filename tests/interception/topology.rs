@@ -70,7 +70,7 @@ pub fn with_endpoints(config: &Config, certificates: &Certificates, name: &str) 
 /// Runs the shipped redirection script in a pod.
 pub fn redirect(pod: &Host) -> Result<()> {
     let script = testbed::root().join("envoy-docker/redirect.sh");
-    let arguments = format!("{} 10.1.0.20/29 fd00:1::20/125", script.to_str().context("UTF-8")?);
+    let arguments = format!("{} 10.1.0.20/29 fd00:1::20/125", script.to_str().context("the path is not UTF-8")?);
     pod.call("sh", &arguments)
 }
 
@@ -119,9 +119,9 @@ impl Topology {
     pub fn await_received(&self, port: u16) -> Result<(IpAddr, Vec<u8>)> {
         let started = Instant::now();
         loop {
-            let found = self.received.lock().expect("no server panics").iter().position(|(at, ..)| *at == port);
+            let found = self.received.lock().expect("a server panicked").iter().position(|(at, ..)| *at == port);
             if let Some(index) = found {
-                let (_, peer, sent) = self.received.lock().expect("no server panics").swap_remove(index);
+                let (_, peer, sent) = self.received.lock().expect("a server panicked").swap_remove(index);
                 return Ok((peer, sent));
             }
             ensure!(started.elapsed() < DEADLINE, "the destination received no connection at port {port}");
@@ -151,6 +151,6 @@ impl Topology {
 /// Returns the address of the destination in the address family of this source.
 pub fn destination_of(source: IpAddr) -> IpAddr {
     let with_prefix = if source.is_ipv4() { DESTINATION[0] } else { DESTINATION[1] };
-    let (address, _) = with_prefix.split_once('/').expect("a prefix");
+    let (address, _) = with_prefix.split_once('/').expect("no prefix length");
     address.parse().expect("an address")
 }

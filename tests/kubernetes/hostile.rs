@@ -2,7 +2,7 @@
 //! Each way has a destination of its own, so that a server that is reached tells by which way.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     hostile_pods::{Pods, with_pods},
     hostile_sidecar::{ask_the_sidecar, expect_no_permissions, expect_nothing_to_take},
     hostile_ways::{OWN, Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
@@ -37,7 +37,7 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
     let before = server::records().len();
     let told: Vec<String> = thread::scope(|scope| {
         let tried: Vec<_> = ways.iter().map(|way| scope.spawn(|| (way.attempt)())).collect();
-        let told = tried.into_iter().map(|thread| thread.join().expect("no panic"));
+        let told = tried.into_iter().map(|thread| thread.join().expect("a thread panicked"));
         told.map(|told| told.unwrap_or_else(|error| format!("{error:#}")).escape_default().to_string()).collect()
     });
     thread::sleep(Duration::from_secs(1)); // a connection that is under way
@@ -80,7 +80,11 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
                 host.run(|| Ok(connect(at)?.write_all(b"hello")?))
             })
         });
-        asked.collect::<Vec<_>>().into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        asked
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|thread| thread.join().expect("a thread panicked"))
+            .collect::<Vec<_>>()
     });
     for (way, heard) in ways.iter().zip(asked) {
         if let Err(error) = heard {
@@ -97,7 +101,7 @@ fn expect_closed_ports(pods: &Pods, routers: &Routers) -> Result<()> {
     let ports = [8080, 8082, 8083, 8100, 15000, 15020, 15021, 15090];
     let open = thread::scope(|scope| {
         let tried = ports.map(|port| scope.spawn(move || reached(port).then_some(port)));
-        tried.map(|thread| thread.join().expect("no panic"))
+        tried.map(|thread| thread.join().expect("a thread panicked"))
     });
     let open: Vec<u16> = open.into_iter().flatten().collect();
     ensure!(open.is_empty() && reached(OWN), "open to tenant-a: {open:?}; its own: {}", reached(OWN));
@@ -107,7 +111,7 @@ fn expect_closed_ports(pods: &Pods, routers: &Routers) -> Result<()> {
 
 #[test]
 fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let started = Instant::now();
         for network in OUTSIDE {
             cluster.outside.call("ip", &format!("route replace local {network} dev lo"))?;

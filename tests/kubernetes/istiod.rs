@@ -1,7 +1,7 @@
 //! Istio's control plane restarted and gone under traffic, and pods that connect while they are created.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     outside,
     pod::{Pod, list, manifest, specification, with_applied},
     policies::{CLIENTS, without_policies},
@@ -90,7 +90,7 @@ fn istiods(cluster: &Cluster) -> Result<Vec<String>> {
 
 #[test]
 fn while_istiod_restarts_no_connection_is_lost() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let before = istiods(cluster)?;
         let outcome = under_traffic(cluster, || {
             cluster.kubectl(&["rollout", "restart", "--namespace=istio-system", "deployment/istiod"])?;
@@ -110,7 +110,7 @@ fn while_istiod_restarts_no_connection_is_lost() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn while_istiod_is_gone_for_a_minute_no_connection_is_lost() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let scale = |replicas: &str| {
             cluster.kubectl(&["scale", "--namespace=istio-system", "deployment/istiod", "--replicas", replicas])
         };
@@ -143,7 +143,7 @@ fn while_istiod_is_gone_for_a_minute_no_connection_is_lost() -> Result<()> {
 /// Creates pods one after the other, every other one with a classic sidecar. Each connects at once and goes on connecting, and
 /// must not wait for its sidecar. Expects that the outside sees none of them but through the right router.
 fn created_one_after_the_other(count: usize) -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let command = format!(
             "i=0; while [ $i -lt 6 ]; do {CONNECT}; sleep 1; i=$((i+1)); done; touch /tmp/done; sleep infinity"
         );

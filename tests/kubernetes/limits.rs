@@ -2,7 +2,7 @@
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     get,
     hostile_pods::{Pods, with_pods},
     identity::{authenticate, connect, proxy_header, tls},
@@ -110,9 +110,9 @@ fn beside<T: Send>(
         let done = attack();
         thread::sleep(Duration::from_secs(2)); // what the attack leaves behind
         ended.store(true, Ordering::Relaxed);
-        let mut seen = good.join().expect("no panic");
+        let mut seen = good.join().expect("a thread panicked");
         for (index, slowest) in operators {
-            let slowest = slowest.join().expect("no panic");
+            let slowest = slowest.join().expect("a thread panicked");
             seen.slowest[index] = seen.slowest[index].max(slowest);
         }
         (seen, done)
@@ -223,7 +223,7 @@ fn hold_authenticated(pod: &Pod, to: SocketAddr, header: &[u8], own: &Arc<Client
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn a_tenant_that_scans_or_holds_connections_costs_other_tenants_nothing() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         cluster.outside.call("ip", "route replace local 198.51.100.128/25 dev lo")?;
         let silent = cluster.outside.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, SILENT)))?;
         thread::spawn(move || silent.incoming().collect::<Vec<_>>());

@@ -1,7 +1,7 @@
 //! The manifests.
 
 use crate::{
-    cluster::on_it,
+    cluster::on_cluster,
     shipped::SETTINGS,
     sidecar::{admin, stats},
 };
@@ -11,7 +11,7 @@ use std::fs;
 
 #[test]
 fn envoy_refused_no_update() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         for client in &cluster.clients {
             let refused = stats(client, |name| name.ends_with("update_rejected"))?;
             for kind in ["listener_manager.lds.", "cluster_manager.cds."] {
@@ -27,7 +27,7 @@ fn envoy_refused_no_update() -> Result<()> {
 
 #[test]
 fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let strictly = ["apply", "--dry-run=server", "--validate=strict", "-f"];
         let folder = testbed::root().join("istio");
         let mut alone = vec![folder.join("sni.yaml")];
@@ -59,7 +59,7 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
 
 #[test]
 fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         cluster.edit(SETTINGS, "  namespace: ", "elsewhere")?;
         cluster.edit(SETTINGS, "  trustDomain: ", "mesh.example")?;
         cluster.edit(SETTINGS, "  metricsNamespace: ", "prometheus")?;

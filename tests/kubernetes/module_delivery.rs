@@ -3,7 +3,7 @@
 use crate::{
     chains::{chains, golden},
     client_hello::client_hello,
-    cluster::{Cluster, REGISTRY, on_it},
+    cluster::{Cluster, REGISTRY, on_cluster},
     conversations, outside, pod, server,
     shipped::SETTINGS,
     sidecar::{admin, extension, module_file},
@@ -45,7 +45,7 @@ pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Resul
 
 #[test]
 fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("another")?;
             let before = module_file(&extension(&cluster.clients[0])?).context("a module")?.to_owned();
@@ -87,7 +87,7 @@ fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
             })?;
             println!("{asked} connections while the module was swapped");
             ensure!(asked > 20, "only {asked} connections: no traffic to speak of");
-            still_there(&mut long)
+            exchange_ping(&mut long)
         })
     })
 }
@@ -97,12 +97,12 @@ pub fn echo(host: &Host) -> Result<TcpStream> {
     let to = outside(0, 7);
     let mut stream = host.run(|| TcpStream::connect(to))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    still_there(&mut stream)?;
+    exchange_ping(&mut stream)?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-pub fn still_there(stream: &mut TcpStream) -> Result<()> {
+pub fn exchange_ping(stream: &mut TcpStream) -> Result<()> {
     let mut heard = [0; 4];
     stream.write_all(b"ping")?;
     stream.read_exact(&mut heard)?;
@@ -151,7 +151,7 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
 
 #[test]
 fn without_the_registry_nothing_new_gets_through() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("gone")?;
             cluster.end_registry()?;
@@ -168,7 +168,7 @@ fn without_the_registry_nothing_new_gets_through() -> Result<()> {
 
 #[test]
 fn an_image_that_is_not_what_its_digest_says_is_refused() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("forged")?;
             let (_, hash) = reference.rsplit_once("sha256:").context("a digest")?;
@@ -204,7 +204,7 @@ pub fn web_server(host: &Host, port: u16, file: Vec<u8>) -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let module = testbed::root().join(testbed::DIST);
             web_server(&cluster.outside, 8000, fs::read(&module)?)?;
@@ -236,7 +236,7 @@ fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn the_module_comes_by_config_map() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             deliver_by(cluster, "configmap")?;
             fs::copy(testbed::root().join(testbed::DIST), cluster.manifests.join("module/configmap/sluice.wasm"))?;
@@ -255,7 +255,7 @@ fn the_module_comes_by_config_map() -> Result<()> {
 
 #[test]
 fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let to = outside(0, 443);
             let hello = client_hello("a.example.com")?;

@@ -2,7 +2,7 @@
 //! is checked against the same attempt without the policy.
 
 use crate::{
-    cluster::{Cluster, OUTSIDE, on_it},
+    cluster::{Cluster, OUTSIDE, on_cluster},
     conversations, outside,
     pod::{Pod, list, manifest, with_applied},
     server::{self, Seen},
@@ -122,7 +122,7 @@ fn expect_open(cluster: &Cluster, ways: &[Way]) -> Result<()> {
 
 #[test]
 fn clients_reach_the_outside_by_the_routers_only() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let steered = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
         let exclude = "traffic.sidecar.istio.io/excludeOutboundPorts: \"25\"";
         let excluded = manifest("default", "excluded", steered, exclude, "sleep infinity");
@@ -148,7 +148,7 @@ fn clients_reach_the_outside_by_the_routers_only() -> Result<()> {
 
 #[test]
 fn in_a_tenants_namespace_no_pod_reaches_the_outside_past_the_routers() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let made = cluster.kubectl(&["kustomize", &cluster.manifests.join("tenants").to_string_lossy()])?;
         let tenant = "tenant-a";
         let named = |line: &str| line == "  namespace: tenant-a" || line == "  name: tenant-a";
@@ -201,14 +201,14 @@ fn is_open(pod: &Pod, to: SocketAddr) -> Result<bool> {
 fn open(pod: &Pod, sockets: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     thread::scope(|scope| {
         let tries: Vec<_> = sockets.iter().map(|to| scope.spawn(|| Ok((*to, is_open(pod, *to)?)))).collect();
-        let tried: Result<Vec<_>> = tries.into_iter().map(|one| one.join().expect("no panic")).collect();
+        let tried: Result<Vec<_>> = tries.into_iter().map(|one| one.join().expect("a thread panicked")).collect();
         Ok(tried?.into_iter().filter(|(_, open)| *open).map(|(to, _)| to).collect())
     })
 }
 
 #[test]
 fn a_tenant_reaches_its_own_ports_of_the_routers_and_nobody_else_reaches_any() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: { name: foreign }\n---\n\
                          apiVersion: v1\nkind: ServiceAccount\nmetadata: { name: client, namespace: foreign }\n";
         let labelled = manifest("foreign", "foreign", &format!("{BARE}, egress: sluice"), "", "sleep infinity");
@@ -255,7 +255,7 @@ fn a_tenant_reaches_its_own_ports_of_the_routers_and_nobody_else_reaches_any() -
 
 #[test]
 fn the_api_server_is_reached_by_its_rule_after_dnat() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let service = SocketAddr::new(cluster.service_address("default", "kubernetes")?, 443);
         let server = format!("--server=https://{service}");
         let reached = |pod: &Pod| {

@@ -1,7 +1,7 @@
 //! Native sidecars and classic ones: when an application starts, when a Job ends, and how much memory a sidecar needs.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     conversations,
     module_delivery::{deliver_by, restoring},
     outside,
@@ -86,7 +86,7 @@ fn expect_kind(pod: &Value, native: bool) -> Result<()> {
 
 #[test]
 fn an_application_never_gets_past_its_sidecar_from_its_first_connection() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let both = format!("{CLASSIC}, {HOLD}");
         // Name, annotations, whether the sidecar is native, whether the application waits for it.
         let kinds = [
@@ -156,7 +156,7 @@ fn seconds(timestamp: &str) -> Result<u32> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn a_job_ends_with_a_native_sidecar_and_with_a_classic_one_that_it_stops() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let classic = format!("{CLASSIC}, {HOLD}");
         let stops = format!("{CONNECT}; wget -q -O - --post-data= http://127.0.0.1:15020/quitquitquit");
         let jobs = [("native", "", CONNECT), ("classic", &classic, CONNECT), ("classic-stopped", &classic, &stops)];
@@ -270,13 +270,13 @@ fn expect_limits(cluster: &Cluster, limits: &[u32], annotations: &str, config: &
 
 #[test]
 fn a_sidecar_with_the_wasm_module_runs_within_64_mebibytes() -> Result<()> {
-    on_it(|cluster| expect_limits(cluster, &[24, 64], "", ""))
+    on_cluster(|cluster| expect_limits(cluster, &[24, 64], "", ""))
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn a_sidecar_with_the_native_module_runs_within_64_mebibytes() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             deliver_by(cluster, "native")?;
             fs::copy(Module::Native.path()?, cluster.manifests.join("module/native/libsluice.so"))?;

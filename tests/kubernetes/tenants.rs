@@ -2,7 +2,7 @@
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, OUTSIDE, REGISTRY, on_it},
+    cluster::{Cluster, OUTSIDE, REGISTRY, on_cluster},
     conversations,
     module_delivery::{deliver_by, web_server},
     outside,
@@ -126,13 +126,13 @@ fn expect_ways_out(cluster: &Cluster) -> Result<()> {
 
 #[test]
 fn tenants_leave_by_their_tables_and_others_are_untouched() -> Result<()> {
-    on_it(|cluster| with_tenants(cluster, |_| Ok(())))
+    on_cluster(|cluster| with_tenants(cluster, |_| Ok(())))
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn tenants_get_the_module_by_http() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_tenants(cluster, |cluster| {
             let module = testbed::root().join(testbed::DIST);
             web_server(&cluster.outside, 8001, fs::read(&module)?)?;
@@ -152,7 +152,7 @@ fn tenants_get_the_module_by_http() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn tenants_get_the_module_by_config_map() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_tenants(cluster, |cluster| {
             deliver_by(cluster, "configmap")?;
             fs::copy(testbed::root().join(testbed::DIST), cluster.manifests.join("module/configmap/sluice.wasm"))?;
@@ -164,7 +164,7 @@ fn tenants_get_the_module_by_config_map() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn tenants_get_the_native_module() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_tenants(cluster, |cluster| {
             deliver_by(cluster, "native")?;
             fs::copy(Module::Native.path()?, cluster.manifests.join("module/native/libsluice.so"))?;

@@ -2,7 +2,7 @@
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     disruptions::{judge, under_load, watching},
     module_delivery::restoring,
     outside,
@@ -34,7 +34,7 @@ fn serials(pod: &Pod) -> Result<Vec<String>> {
 
 #[test]
 fn sessions_are_not_resumed_and_so_end_with_their_certificates() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         for client in &cluster.clients {
             for _ in 0..5 {
                 cluster.expect_routed(client, outside(0, 443), &client_hello("a.example.com")?)?;
@@ -58,7 +58,7 @@ fn sessions_are_not_resumed_and_so_end_with_their_certificates() -> Result<()> {
 
 #[test]
 fn a_router_of_another_identity_gets_no_payload() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let client = cluster.clients.iter().find(|client| expected_router(client.addresses[0]) == ROUTERS[0]);
         let client = client.context("a client of router 1")?;
         let (to, secret) = (outside(0, 443), b"a secret".as_slice());
@@ -128,7 +128,7 @@ fn watch_certificates(cluster: &Cluster, proxies: &[Pod]) -> Result<BTreeMap<Str
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn certificates_are_renewed_under_load_and_nothing_is_lost() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let deployments =
             |cluster: &Cluster| ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router));
         let outcome = restoring(cluster, |cluster| {

@@ -1,7 +1,7 @@
 //! What `make verify` says, by the kubelets' exec and logs: that all is well, and each fault, made one by one.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     module_delivery::restoring,
     outside,
     pod::process_of,
@@ -113,7 +113,7 @@ const APPLY: &[&str] = &["apply", "--filename", "-"];
 
 #[test]
 fn verify_shows_where_connections_leave() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         for family in [0, 1] {
             let to = outside(family, 25);
             let (right, shown) = cluster.verify(Some(&to.to_string()))?;
@@ -137,7 +137,7 @@ fn verify_shows_where_connections_leave() -> Result<()> {
 
 #[test]
 fn verify_names_each_fault_of_the_manifests() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         expect_faults(
             cluster,
             &[
@@ -167,7 +167,7 @@ fn verify_names_each_fault_of_the_manifests() -> Result<()> {
 
 #[test]
 fn verify_names_each_fault_of_the_table() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let patched = |path: &str, value: &str, told: &str| -> Result<()> {
             let patch = patch(path, value);
             cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", &patch])?;
@@ -193,7 +193,7 @@ fn verify_names_each_fault_of_the_table() -> Result<()> {
 
 #[test]
 fn verify_names_a_pod_without_a_sidecar() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         cluster.kubectl_with(APPLY, UNMESHED)?;
         let outcome = cluster.eventually("the pod without a sidecar", |_| {
             let (right, shown) = cluster.verify(None)?;
@@ -211,7 +211,7 @@ fn verify_names_a_pod_without_a_sidecar() -> Result<()> {
 
 #[test]
 fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         cluster.kubectl(&["delete", "envoyfilter", "sluice-port-80"])?;
         let outcome = cluster.eventually("port 80", |_| {
             let (right, shown) = cluster.verify(None)?;
@@ -233,7 +233,7 @@ fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let router = expected_router(cluster.clients[0].addresses[0]);
         let scale = |replicas: &str| {
             let deployment = format!("deployment/{router}");
@@ -260,7 +260,7 @@ fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let told = "no filter sluice: no sluice.yaml of the namespace default selects this pod's labels";
         restoring(cluster, |cluster| {
             cluster.kubectl(&["delete", "envoyfilter", "sluice"])?;
@@ -280,7 +280,7 @@ fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let (_, digest) = cluster.module.split_once('@').context("a digest")?;
         let told = format!(
             "the module could not be fetched: oci://10.88.0.5:5000/sluice@{digest}: could not fetch Wasm OCI image"
@@ -305,7 +305,7 @@ fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_forgets_a_module_that_is_not_wanted_any_more() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let reference = format!("oci://10.88.0.5:5000/sluice@sha256:{}", "1".repeat(64));
         let outcome = cluster.edit(SETTINGS, "  module: ", &reference).and_then(|()| cluster.apply()).and_then(|_| {
             expect_told(cluster, "no such module", &[&format!("the module could not be fetched: {reference}: ")])
@@ -320,7 +320,7 @@ fn verify_forgets_a_module_that_is_not_wanted_any_more() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let told = &["Envoy rejected the listener virtualOutbound: "];
             let outcome = expect_faults(cluster, &[Fault { kubectl: APPLY, input: REJECTED, told }]);
@@ -333,7 +333,7 @@ fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_ends_if_a_sidecar_hangs_and_checks_the_others() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let hung = &cluster.clients[0];
         let process = process_of(hung, "envoy")?;
         signal("STOP", process)?;

@@ -1,7 +1,7 @@
 //! What `make verify` says of routers: each fault, made one by one.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     pod::{Pod, process_of},
     shipped::ROUTERS_NAMESPACE,
     verify::signal,
@@ -38,7 +38,7 @@ fn expect_wrong(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
 
 #[test]
 fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         for (namespace, told) in [
             (
                 "default",
@@ -58,7 +58,7 @@ fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
 
 #[test]
 fn verify_names_a_router_of_another_identity() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let other = "spiffe://cluster.local/ns/other/sa/egress-router2";
         let patch = format!(
             r#"[{{"op": "replace", "path": "/spec/trafficPolicy/tls/subjectAltNames", "value": ["{other}"]}}]"#
@@ -85,7 +85,7 @@ fn verify_names_a_router_of_another_identity() -> Result<()> {
 
 #[test]
 fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         // Edited, but not applied.
         let path = cluster.manifests.join("settings/routers.yaml");
         let text = fs::read_to_string(&path)?;
@@ -132,7 +132,7 @@ fn with_deployment(cluster: &Cluster, patch: &str, work: impl FnOnce(&[Pod]) -> 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_router_without_draining() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let patch = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/lifecycle"}]"#;
         with_deployment(cluster, patch, |pods| {
             ensure!(pods.len() == 2, "{} pods", pods.len());
@@ -146,7 +146,7 @@ fn verify_names_a_router_without_draining() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_an_expired_certificate() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         // A certificate for half a minute, which nobody renews.
         let patch = r#"[{"op": "add", "path": "/spec/template/spec/initContainers/0/env/-", "value": {"name": "SECRET_TTL", "value": "30s"}}]"#;
         with_deployment(cluster, patch, |pods| {
@@ -169,7 +169,7 @@ fn pause_agent(pod: &Pod) -> Result<()> {
 
 #[test]
 fn verify_takes_the_namespace_of_the_routers_as_a_parameter() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let (right, shown) = cluster.verify_with(&[("ROUTERS_NAMESPACE", "elsewhere")])?;
         ensure!(!right, "{shown}");
         let line = shown.lines().find(|line| line.contains("no egress router runs")).context("not told")?;

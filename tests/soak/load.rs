@@ -66,7 +66,7 @@ impl Load {
 
     /// Records that the next generation is sent now, and returns it.
     pub fn send(&self) -> u32 {
-        self.sent_at.lock().expect("no client panicked").push(self.now());
+        self.sent_at.lock().expect("a client panicked").push(self.now());
         self.sent.fetch_add(1, SeqCst) + 1
     }
 

@@ -94,8 +94,8 @@ pub fn run<T>(
     let kib = resident(envoy.id())? - warm.resident;
     let descriptors_after = await_descriptors(envoy.id(), &descriptors_before)?;
     let seen = egresses.stop()?;
-    let removed = load.removed.lock().expect("no client panicked");
-    let sums = check(&entries, &load.sent_at.lock().expect("no client panicked"), &seen, subject)?;
+    let removed = load.removed.lock().expect("a client panicked");
+    let sums = check(&entries, &load.sent_at.lock().expect("a client panicked"), &seen, subject)?;
     let counters = compare(&entries, &sums, &seen, &removed, subject, &envoy)?;
     let Sums { answered, closed, cut, left, .. } = sums;
     let text = format!(
@@ -168,7 +168,7 @@ fn accept(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
 fn record_ending_counters(load: &Load, envoy: &Watching, generation: u32) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     let stats = envoy.get("/stats?filter=^wasmcustom.sluice.routed")?;
-    let mut removed = load.removed.lock().expect("no client panicked");
+    let mut removed = load.removed.lock().expect("a client panicked");
     for cluster in (0..ROLES.len()).map(|role| cluster(generation, role)) {
         let name = format!("wasmcustom.sluice.routed.{}", name(cluster));
         ensure!(stats.contains(&name), "{name} was removed too early:\n{stats}");
