@@ -1,4 +1,4 @@
-//! Certificates, genuine and forged, and connections to a router with a PROXY header and a certificate of the caller's choice.
+//! Genuine and forged certificates, and connections to a router with any PROXY header and certificate.
 
 use crate::{cluster::Cluster, pod::text};
 use anyhow::{Context, Result, ensure};
@@ -20,29 +20,29 @@ use std::{
     time::Duration,
 };
 
-/// How long a connection may take to be established. Packets that a NetworkPolicy drops take that long.
+/// The timeout for establishing a connection, which applies if a NetworkPolicy drops packets.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an attempt waits for an answer: longer than a router waits for a handshake.
+/// The timeout for an answer, which is longer than a router waits for a handshake.
 const ANSWER: Duration = Duration::from_secs(6);
 
 /// A certificate authority.
 pub struct Authority(Issuer<'static, KeyPair>);
 
 impl Authority {
-    /// An authority that nobody trusts, with the name of the mesh's.
+    /// Creates an authority with the same name as the mesh's, which no proxy trusts.
     pub fn foreign() -> Result<Self> {
         Ok(Self::of(KeyPair::generate()?))
     }
 
-    /// The mesh's own authority, whose key only an administrator can read.
+    /// Loads the mesh's own authority. Only an administrator can read its key.
     pub fn mesh(cluster: &Cluster) -> Result<Self> {
         let secret = cluster.get(&["--namespace", "istio-system", "secret", "istio-ca-secret"])?;
         let key = text(&secret, "/data/ca-key.pem")?;
-        // istiod writes PKCS #1, ring reads PKCS #8.
+        // istiod writes PKCS #1, but ring reads PKCS #8.
         let convert = "base64 -d | openssl pkcs8 -topk8 -nocrypt";
         let mut openssl =
             Command::new("sh").args(["-c", convert]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        openssl.stdin.take().context("a pipe")?.write_all(key.as_bytes())?;
+        openssl.stdin.take().context("openssl has no pipe")?.write_all(key.as_bytes())?;
         let converted = openssl.wait_with_output()?;
         ensure!(converted.status.success(), "openssl pkcs8: {}", converted.status);
         Ok(Self::of(KeyPair::from_pem(&String::from_utf8(converted.stdout)?)?))
@@ -91,19 +91,19 @@ impl Identity {
         Ok(Self { chain: vec![signed.der().clone()], key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) })
     }
 
-    /// A certificate that signs itself.
+    /// Creates a self-signed certificate.
     pub fn self_signed(id: &str) -> Result<Self> {
         Self::new(id, |parameters, key| parameters.self_signed(key))
     }
 
-    /// A certificate from the files that Istio's agent writes.
+    /// Reads a certificate from the files that Istio's agent writes.
     pub fn from_pem(chain: &str, key: &str) -> Result<Self> {
         let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
         Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(key.as_bytes())? })
     }
 }
 
-/// The TLS of a client that accepts every server.
+/// Returns the TLS settings of a client that accepts every server.
 pub fn tls(identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(ring::default_provider());
     let anybody = Arc::new(Anybody(Arc::clone(&provider)));
@@ -115,7 +115,7 @@ pub fn tls(identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
     }))
 }
 
-/// Every server.
+/// Accepts every certificate of a server.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
@@ -154,12 +154,12 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// A PROXY header that claims this source and this destination, which are of one family.
+/// Encodes a PROXY header with this source and destination, which must be of the same address family.
 pub fn proxy_header(source: IpAddr, to: SocketAddr) -> Vec<u8> {
     let addresses = match (source, to.ip()) {
         (IpAddr::V4(source), IpAddr::V4(to)) => [&[0x21, 0x11, 0, 12][..], &source.octets(), &to.octets()].concat(),
         (IpAddr::V6(source), IpAddr::V6(to)) => [&[0x21, 0x21, 0, 36][..], &source.octets(), &to.octets()].concat(),
-        _ => panic!("{source} and {to} are of two families"),
+        _ => panic!("{source} and {to} are of different address families"),
     };
     [b"\r\n\r\n\0\r\nQUIT\n", &addresses[..], &1234_u16.to_be_bytes(), &to.port().to_be_bytes()].concat()
 }
@@ -187,12 +187,12 @@ pub fn authenticate(
     Ok(StreamOwned::new(session, stream))
 }
 
-/// Sends this and returns the answer.
+/// Sends bytes and returns the answer.
 pub fn hear(mut stream: impl Read + Write, say: &[u8]) -> Result<String> {
     stream.write_all(say)?;
     stream.flush()?;
     let mut heard = [0; 512];
     let length = stream.read(&mut heard)?;
-    ensure!(length > 0, "closed");
+    ensure!(length > 0, "the connection was closed");
     Ok(String::from_utf8_lossy(&heard[..length]).into_owned())
 }
