@@ -70,7 +70,7 @@ pub struct Envoy {
     host: Option<Host>,
 }
 
-/// The folder of the admin interface's socket in the shipped configurations. Each Envoy gets a folder of its own.
+/// The folder of the admin interface's socket in the shipped configurations. Each Envoy gets its own folder.
 const RUNTIME_FOLDER: &str = "/run/sluice/";
 
 impl Envoy {

@@ -45,7 +45,7 @@ fn a_router_forwards_nothing_without_the_certificate_of_the_tenant() -> Result<(
         ("tenant B at tenant A's port", 8090, "198.51.100.7:80", own("tenant-b")?),
         ("tenant A at a destination that is not in its list", 8090, "192.168.1.1:80", own("tenant-a")?),
         ("tenant A at a port that is not in its list", 8090, PUBLIC, own("tenant-a")?),
-        ("tenant B at a private destination of nobody", 8100, "192.168.1.1:25", own("tenant-b")?),
+        ("tenant B at a private destination that no list contains", 8100, "192.168.1.1:25", own("tenant-b")?),
         ("tenant B at another port of its private destination", 8100, "10.20.0.1:80", own("tenant-b")?),
         ("tenant B at a metadata service", 8100, "169.254.169.254:25", own("tenant-b")?),
     ];

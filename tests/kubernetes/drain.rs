@@ -92,8 +92,11 @@ fn a_terminating_router_accepts_no_new_connections_and_keeps_established_ones_wh
                     "drain: {} held, {carried} through pods that end; cut until {DRAIN:?}: {early:?}, then {late:?}",
                     held.len()
                 );
-                ensure!(early == (0, 0), "(own, other) connections cut within {DRAIN:?}: {early:?}");
-                ensure!(late == (carried, 0), "(own, other) connections cut at the end: {late:?}, of {carried}");
+                ensure!(early == (0, 0), "connections cut within {DRAIN:?} (of these pods, of others): {early:?}");
+                ensure!(
+                    late == (carried, 0),
+                    "connections cut at the end (of these pods, of others): {late:?}, of {carried}"
+                );
                 ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
             })
         })?;
@@ -114,7 +117,7 @@ fn a_changed_list_rolls_out_the_routers_without_losing_connections() -> Result<(
                 cluster.edit(LISTS, PORTS, "\"5432|5433\"")?;
                 cluster.apply()?;
                 let early = cut(&mut held, &[], started + DRAIN);
-                ensure!(early == (0, 0), "(own, other) connections cut within {DRAIN:?}: {early:?}");
+                ensure!(early == (0, 0), "connections cut within {DRAIN:?} (of these pods, of others): {early:?}");
                 ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
             })
         });
@@ -149,7 +152,7 @@ fn a_killed_router_loses_its_established_connections_and_at_most_four_new_ones()
         })?;
         ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
         println!("kill -9: {} held, {carried} through killed pods, cut: {lost:?}", held.len());
-        ensure!(lost == (carried, 0), "(own, other) connections cut: {lost:?}, of {carried}");
+        ensure!(lost == (carried, 0), "connections cut (of these pods, of others): {lost:?}, of {carried}");
         // Only connections that were being opened may be lost: at most one from each of the four clients of the load.
         let missed = count_lost("kill -9", &tried, &watched, GAP)?;
         ensure!(missed <= 4, "{missed} lost");

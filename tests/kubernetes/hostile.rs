@@ -61,7 +61,8 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
         }
     }
     println!("\n{table}");
-    // As a control, every server hears a connection: from the host of the first router, or of the other router or squatter itself.
+    // As a control, every server answers a connection from the host of the first router, or from its own host if it belongs to the
+    // other router or a squatter.
     let host = |at: SocketAddr| match at.port() {
         0 => &pods.squatter.host,
         _ if routers.pods[1].addresses.contains(&at.ip()) => &routers.pods[1].host,

@@ -301,8 +301,8 @@ pub fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
 /// Adds pods with a router's label, in the tenant's namespace and in a foreign one, which listen while all clients connect.
 pub fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> Result<()> {
     for (name, squatter) in [
-        ("pod with a router's label, own namespace: hears others", &pods.squatter),
-        ("pod with a router's label, other namespace: hears others", &pods.foreign),
+        ("pod with a router's label, own namespace: is connected to", &pods.squatter),
+        ("pod with a router's label, other namespace: is connected to", &pods.foreign),
     ] {
         for port in [8080, 8081, 8090, 8091, 8100, 8101] {
             server::start(&squatter.host, port, First::Server)?;

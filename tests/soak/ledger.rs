@@ -138,7 +138,7 @@ pub fn compare(
         let counter = if cluster == DEFAULT { "continued".to_owned() } else { format!("routed.{name}") };
         let counted = sluice(&counter)? + removed;
         let upstream = upstream(cluster)?;
-        ensure!(counted == upstream, "{name}: {counted} connections routed, {upstream} opened");
+        ensure!(counted == upstream, "{name}: sluice counted {counted} connections, Envoy opened {upstream}");
         ensure!(
             (known..=known + sums.unknown).contains(&counted),
             "{name}: {counted} counted, {known} known, {} unknown",
