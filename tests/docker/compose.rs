@@ -1,4 +1,4 @@
-//! Docker Compose with the shipped file.
+//! Runs Docker Compose with the shipped files.
 
 use anyhow::{Result, ensure};
 use std::{
@@ -32,7 +32,7 @@ pub struct Compose<'a> {
 }
 
 impl<'a> Compose<'a> {
-    /// Waits for the other tests. Starts no service.
+    /// Waits until no other test uses Docker Compose. Starts no service.
     pub fn new(program: &'a [&'a str], module: Module) -> Self {
         static LOCK: Mutex<()> = Mutex::new(());
         Self { program, module, overlay: None, _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
@@ -83,7 +83,7 @@ impl<'a> Compose<'a> {
         Ok(self.call(&["ps", "--quiet", service])?.trim().to_owned())
     }
 
-    /// Returns the counters of the Envoy of a service, from inside its network namespace.
+    /// Returns the statistics of a service's Envoy, read inside its network namespace.
     pub fn stats(&self, service: &str) -> Result<String> {
         if service == "sidecar" {
             let get = "curl --silent --fail --unix-socket /run/sluice/admin.sock http://sidecar/stats";
@@ -94,7 +94,7 @@ impl<'a> Compose<'a> {
         read(Command::new("docker").args(["run", "--rm", "--network", &network]).args(get))
     }
 
-    /// Waits until this number of lines in the log of a service contain all of these words.
+    /// Waits until exactly `times` lines in the log of a service contain all of these words.
     pub fn await_lines(&self, service: &str, words: &[&str], times: usize) -> Result<()> {
         let started = Instant::now();
         loop {

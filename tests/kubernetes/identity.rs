@@ -1,4 +1,4 @@
-//! Certificates, genuine and forged, and connections to a router with a PROXY header and a certificate of the caller's choice.
+//! Genuine and forged certificates, and connections to a router with any PROXY header and certificate.
 
 use crate::{cluster::Cluster, pod::text, tls::Authority};
 use anyhow::{Context, Result, ensure};
@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-/// How long a connection may take to be established. Packets that a NetworkPolicy drops take that long.
+/// The timeout for establishing a connection, which applies if a NetworkPolicy drops packets.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an attempt waits for an answer: longer than a router waits for a handshake.
+/// The timeout for an answer, which is longer than a router waits for a handshake.
 const ANSWER: Duration = Duration::from_secs(6);
 
 /// The mesh's own authority, whose key only an administrator can read.
@@ -24,7 +24,7 @@ pub fn mesh_authority(cluster: &Cluster) -> Result<Authority> {
     // istiod writes PKCS #1, ring reads PKCS #8.
     let convert = "base64 -d | openssl pkcs8 -topk8 -nocrypt";
     let mut openssl = Command::new("sh").args(["-c", convert]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    openssl.stdin.take().context("a pipe")?.write_all(key.as_bytes())?;
+    openssl.stdin.take().context("openssl has no pipe")?.write_all(key.as_bytes())?;
     let converted = openssl.wait_with_output()?;
     ensure!(converted.status.success(), "openssl pkcs8: {}", converted.status);
     Ok(authority(KeyPair::from_pem(&String::from_utf8(converted.stdout)?)?))
@@ -41,12 +41,12 @@ fn authority(key: KeyPair) -> Authority {
     Authority::new(name, key)
 }
 
-/// A PROXY header that claims this source and this destination, which are of one family.
+/// Encodes a PROXY header with this source and destination, which must be of the same address family.
 pub fn proxy_header(source: IpAddr, to: SocketAddr) -> Vec<u8> {
     let addresses = match (source, to.ip()) {
         (IpAddr::V4(source), IpAddr::V4(to)) => [&[0x21, 0x11, 0, 12][..], &source.octets(), &to.octets()].concat(),
         (IpAddr::V6(source), IpAddr::V6(to)) => [&[0x21, 0x21, 0, 36][..], &source.octets(), &to.octets()].concat(),
-        _ => panic!("{source} and {to} are of two families"),
+        _ => panic!("{source} and {to} are of different address families"),
     };
     [b"\r\n\r\n\0\r\nQUIT\n", &addresses[..], &1234_u16.to_be_bytes(), &to.port().to_be_bytes()].concat()
 }
@@ -74,12 +74,12 @@ pub fn authenticate(
     Ok(StreamOwned::new(session, stream))
 }
 
-/// Sends this and returns the answer.
+/// Sends bytes and returns the answer.
 pub fn hear(mut stream: impl Read + Write, say: &[u8]) -> Result<String> {
     stream.write_all(say)?;
     stream.flush()?;
     let mut heard = [0; 512];
     let length = stream.read(&mut heard)?;
-    ensure!(length > 0, "closed");
+    ensure!(length > 0, "the connection was closed");
     Ok(String::from_utf8_lossy(&heard[..length]).into_owned())
 }

@@ -1,5 +1,5 @@
-//! `observability/` with a real Prometheus and, for each module, a real Envoy. `make test` builds the modules and gets Envoy. If
-//! Prometheus is not installed, it lists these tests as skipped.
+//! The files of `observability/` in a real Prometheus that scrapes a real Envoy with each module. `make test` builds the modules
+//! and downloads Envoy. If Prometheus is not installed, `make test` lists these tests as skipped.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -44,17 +44,17 @@ fn every_alert_has_a_test_that_raises_it() -> Result<()> {
     assert!(!alerts.is_empty());
     for alert in alerts {
         let raised = format!("alertname: {alert}\n        exp_alerts:\n");
-        assert!(tests.contains(&raised), "alerts_test.yaml expects {alert} nowhere");
+        assert!(tests.contains(&raised), "no test in alerts_test.yaml expects {alert}");
     }
     Ok(())
 }
 
 for_each_module! {
     every_metric_of_the_alerts_and_the_dashboard_exists,
-    a_connection_that_goes_nowhere_raises_an_alert,
+    an_unrouted_connection_raises_an_alert,
 }
 
-/// Returns the shipped configuration with this module, this plugin configuration and two backends.
+/// Starts an Envoy with the shipped configuration, this module, this plugin configuration and two backends.
 fn standalone(module: Module, configuration: &str) -> Result<Envoy> {
     let config = Config::shipped("standalone.yaml")?
         .with_module(&module.path()?)?
@@ -91,13 +91,16 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result
     }
 
     let rules = prometheus.get("/api/v1/rules")?;
-    let rules = rules.pointer("/data/groups/0/rules").and_then(|rules| rules.as_array()).expect("a group of rules");
+    let rules = rules
+        .pointer("/data/groups/0/rules")
+        .and_then(|rules| rules.as_array())
+        .expect("Prometheus has a group of rules");
     assert_eq!(rules.len(), 8);
     assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:?}");
     Ok(())
 }
 
-fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> {
+fn an_unrouted_connection_raises_an_alert(module: Module) -> Result<()> {
     let envoy = standalone(module, r#"{"routes": [{"action": "continue"}], "otherwise": "continue"}"#)?;
     let prometheus = Prometheus::start(envoy.admin().parse()?)?;
     prometheus.await_result("sluice_continued == 0")?;
@@ -108,7 +111,7 @@ fn a_connection_that_goes_nowhere_raises_an_alert(module: Module) -> Result<()> 
     Ok(())
 }
 
-/// The alert waits a minute before it fires.
+/// Expects a pending alert only, because the rule waits a minute before it fires.
 #[test]
 fn an_envoy_without_the_module_raises_an_alert() -> Result<()> {
     let config = "admin: { address: { socket_address: { address: 127.0.0.1, port_value: 0 } } }\n";
