@@ -126,7 +126,9 @@ fn the_cost_of_mutual_tls() -> Result<()> {
             costs.push(cost(sidecar, router, *has_tls)?);
         }
     }
-    println!("| processor time | sidecar, ms a connection | router, ms a connection | sidecar, ms a MB | router, ms a MB |");
+    println!(
+        "| processor time | sidecar, ms a connection | router, ms a connection | sidecar, ms a MB | router, ms a MB |"
+    );
     println!("| --- | --- | --- | --- | --- |");
     for ((name, ..), costs) in variants.iter().zip(&rounds) {
         let cell = |column: usize| {

@@ -6,12 +6,13 @@ use crate::{
     identity::Certificates,
     network::{RouterNetwork, greeting, header, header_for},
     tls::{Authority, DAY, Identity, client},
-    topology::{Topology, redirect, router},
+    topology::{DESTINATION, Topology, redirect, router},
 };
 use anyhow::{Context, Result};
 use rcgen::{DistinguishedName, KeyPair};
 use std::{
-    net::{TcpStream, UdpSocket},
+    fs,
+    net::{TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     time::{Duration, SystemTime},
 };
@@ -126,46 +127,57 @@ fn succeeds(pod: &Host, user: u32, script: &str) -> Result<bool> {
     Ok(command.args(["timeout", "3", "bash", "-c", script]).output()?.status.success())
 }
 
+/// Ways around the sidecar, as user and script, that only the rules of the redirection close.
+const AROUND: [(&str, u32, &str); 8] = [
+    ("user 1337 to the destination", 1337, "exec 3<>/dev/tcp/198.51.100.7/25"),
+    ("user 1337 to the destination by IPv6", 1337, "exec 3<>/dev/tcp/2001:db8::7/25"),
+    ("user 1337 to a router's port that does not belong to a tenant", 1337, "exec 3<>/dev/tcp/10.1.0.21/25"),
+    ("user 1337 to the metrics of a router", 1337, "exec 3<>/dev/tcp/10.1.0.21/8083"),
+    // The second datagram fails if the first one caused an ICMP error.
+    ("UDP", 1000, "exec 3>/dev/udp/198.51.100.7/5353; echo a >&3; sleep 0.1; echo b >&3"),
+    ("UDP of user 1337", 1337, "exec 3>/dev/udp/198.51.100.7/5353; echo a >&3; sleep 0.1; echo b >&3"),
+    ("QUIC", 1000, "exec 3>/dev/udp/198.51.100.7/443; echo a >&3; sleep 0.1; echo b >&3"),
+    ("an echo request", 1000, "ping -c 1 -W 1 198.51.100.7"),
+];
+
+/// The destination's sockets for the datagrams of `AROUND`.
+fn udp_sockets(destination: &Host) -> Result<Vec<UdpSocket>> {
+    let bind = |port| -> Result<UdpSocket> {
+        let socket = destination.run(|| UdpSocket::bind(("0.0.0.0", port)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        Ok(socket)
+    };
+    [5353, 443].into_iter().map(bind).collect()
+}
+
+/// Lets programs without capabilities send echo requests.
+fn allow_ping(pod: &Host) -> Result<()> {
+    Ok(pod.run(|| fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))?)
+}
+
 fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
     let topology = Topology::new(module)?;
     let (pod, admin) = (&topology.pod, topology.sidecar.admin().to_owned());
     let key = topology.certificates.of("client").join("identity.pem");
     let key = key.display();
-    let connect = |to: &str| format!("exec 3<>/dev/tcp/{to}");
-    // The destination also listens for UDP.
-    let echo = topology.destination.run(|| UdpSocket::bind("0.0.0.0:5353"))?;
-    echo.set_read_timeout(Some(Duration::from_millis(300)))?;
-    let ways: [(&str, u32, String); 13] = [
-        ("read the sidecar's key", 1000, format!("cat {key}")),
-        ("list the folder of the key", 1000, format!("ls {}", topology.certificates.of("client").display())),
-        ("read the authority's key", 1000, format!("cat {}/*", topology.certificates.of("authority").display())),
-        ("the usual port of an admin interface", 1000, connect("127.0.0.1/9901")),
-        ("user 1337 to the destination", 1337, connect("198.51.100.7/25")),
-        ("user 1337 to the destination by IPv6", 1337, connect("2001:db8::7/25")),
-        ("user 1337 to a router's port that does not belong to a tenant", 1337, connect("10.1.0.21/25")),
-        ("user 1337 to the metrics of a router", 1337, connect("10.1.0.21/8083")),
-        (
-            "UDP to the destination",
-            1000,
-            "echo hello >/dev/udp/198.51.100.7/5353 && sleep 0.1 && echo hello >&3".into(),
-        ),
-        (
-            "UDP of user 1337",
-            1337,
-            "exec 3>/dev/udp/198.51.100.7/5353; echo hello >&3; sleep 0.1; echo hello >&3".into(),
-        ),
-        ("QUIC", 1000, "exec 3>/dev/udp/198.51.100.7/443; echo hello >&3; sleep 0.1; echo hello >&3".into()),
-        (
-            "the socket of the admin interface",
-            1000,
-            format!("curl --silent --fail --unix-socket {admin} http://a/stats"),
-        ),
-        ("an echo request", 1000, "ping -c 1 -W 1 198.51.100.7".into()),
+    let sockets = udp_sockets(&topology.destination)?;
+    allow_ping(pod)?;
+    let ways = [
+        ("read the sidecar's key", format!("cat {key}")),
+        ("list the folder of the key", format!("ls {}", topology.certificates.of("client").display())),
+        ("read the authority's key", format!("cat {}/*", topology.certificates.of("authority").display())),
+        ("the usual port of an admin interface", "exec 3<>/dev/tcp/127.0.0.1/9901".to_owned()),
+        ("the socket of the admin interface", format!("curl --silent --fail --unix-socket {admin} http://a/stats")),
     ];
-    for (way, user, script) in &ways {
-        assert!(!succeeds(pod, *user, script)?, "{way}");
+    for (way, script) in &ways {
+        assert!(!succeeds(pod, 1000, script)?, "{way}");
     }
-    assert!(echo.recv(&mut [0; 16]).is_err(), "a UDP datagram arrived at the destination");
+    for (way, user, script) in AROUND {
+        assert!(!succeeds(pod, user, script)?, "{way}");
+    }
+    for socket in sockets {
+        assert!(socket.recv(&mut [0; 16]).is_err(), "a UDP datagram arrived at the destination");
+    }
     assert!(topology.received.lock().expect("a server panicked").is_empty());
     // As a control, root can connect to the socket of the admin interface.
     UnixStream::connect(&admin).with_context(|| admin.clone())?;
@@ -185,22 +197,27 @@ fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
     Ok(())
 }
 
-/// A control for the test above: without the redirection's rules, these attempts succeed.
+/// A control for the test above: without the redirection's rules, all of these attempts succeed.
 #[test]
 fn without_the_redirection_user_1337_and_udp_pass() -> Result<()> {
     let network = Network::new()?;
-    let pod = network.host(&["10.1.0.2/16"])?;
-    let destination = network.host(&["198.51.100.7/32"])?;
+    let pod = network.host(&["10.1.0.2/16", "fd00:1::2/64"])?;
+    let router = network.host(&["10.1.0.21/16"])?;
+    let destination = network.host(&DESTINATION)?;
     let (_received, _): (Received, _) = serve(&destination)?;
-    let echo = destination.run(|| UdpSocket::bind("0.0.0.0:5353"))?;
-    echo.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let tcp = "exec 3<>/dev/tcp/198.51.100.7/25";
-    let udp = "exec 3>/dev/udp/198.51.100.7/5353; echo hello >&3";
-    assert!(succeeds(&pod, 1337, tcp)? && succeeds(&pod, 1000, udp)?);
-    echo.recv(&mut [0; 16]).context("no UDP datagram arrived at the destination")?;
+    let _ports = [25, 8083].map(|port| router.run(|| TcpListener::bind(("0.0.0.0", port))));
+    let sockets = udp_sockets(&destination)?;
+    allow_ping(&pod)?;
+    for (way, user, script) in AROUND {
+        assert!(succeeds(&pod, user, script)?, "{way}");
+    }
+    for socket in &sockets {
+        socket.recv(&mut [0; 16]).context("no UDP datagram arrived at the destination")?;
+    }
     redirect(&pod)?;
-    assert!(!succeeds(&pod, 1337, tcp)? && !succeeds(&pod, 1000, udp)?);
-    assert!(echo.recv(&mut [0; 16]).is_err(), "a UDP datagram arrived at the destination");
+    for (way, user, script) in AROUND {
+        assert!(!succeeds(&pod, user, script)?, "{way}");
+    }
     Ok(())
 }
 
