@@ -69,6 +69,43 @@ fn answer(envoy: &Envoy, source: &str) -> Result<String> {
     who_answers(source, envoy.listener("sluice", &source)?)
 }
 
+/// The names of the metrics of an Envoy that has certificates, and of their labels.
+fn metrics_of_certificates() -> Result<Vec<String>> {
+    let signed = rcgen::generate_simple_self_signed(["proxy.example".to_owned()])?;
+    let pem = |text: String| text.replace('\n', "\\n");
+    let (chain, key) = (pem(signed.cert.pem()), pem(signed.signing_key.serialize_pem()));
+    let tls = |context: &str| {
+        format!(
+            "{{ name: tls, typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{context}, \
+             common_tls_context: {{ tls_certificates: [{{ certificate_chain: {{ inline_string: \"{chain}\" }}, \
+             private_key: {{ inline_string: \"{key}\" }} }}] }} }} }}"
+        )
+    };
+    let config = format!(
+        "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: 0 }} }} }}
+static_resources:
+  listeners:
+    - name: listener
+      address: {{ socket_address: {{ address: 127.0.0.1, port_value: 0 }} }}
+      filter_chains:
+        - transport_socket: {}
+          filters:
+            - name: envoy.filters.network.direct_response
+              typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config }}
+  clusters:
+    - {{ name: cluster, type: STATIC, transport_socket: {} }}
+",
+        tls("DownstreamTlsContext"),
+        tls("UpstreamTlsContext")
+    );
+    let envoy = Envoy::start(&envoy::program()?, &Config::from(config))?;
+    let metrics = envoy.get("/stats/prometheus")?;
+    let of_certificates = metrics.lines().filter(|line| line.contains("_ssl_certificate_"));
+    let words =
+        of_certificates.flat_map(|line| line.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_'));
+    Ok(words.map(str::to_owned).collect())
+}
+
 fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result<()> {
     let envoy = standalone(module, "standalone")?;
     assert_eq!([answer(&envoy, "127.0.0.2")?, answer(&envoy, "127.0.0.3")?], ["egress1", "egress2"]);
@@ -78,6 +115,7 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists(module: Module) -> Result
 
     let mut known: BTreeSet<String> = prometheus.strings("/api/v1/label/__name__/values")?.into_iter().collect();
     known.extend(prometheus.strings("/api/v1/labels")?);
+    known.extend(metrics_of_certificates()?);
     for name in ["alerts.yaml", "dashboard.json"] {
         let text = fs::read_to_string(folder().join(name))?;
         let used: BTreeSet<&str> = text
