@@ -1,7 +1,7 @@
-# One line each: cargo, or cargo xtask. setup.sh installs or names what the goals need and this machine lacks, and prints
-# cargo's folder.
+# Each target is one line: cargo, or cargo xtask. setup.sh installs or names the programs that the goals need and this machine
+# lacks, and prints cargo's folder.
 CARGO = PATH="$(or $(shell sh xtask/setup.sh $(MAKECMDGOALS)),$(error nothing was done, for the reason above)):$$PATH" cargo
-# All features at once, because Binaryen would be compiled again for other ones.
+# All features at once, because Binaryen would be compiled again for another set of features.
 WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
@@ -21,7 +21,7 @@ test-oldest: ; $(CARGO) $(WITH_WASM_OPT) test-oldest
 soak: ; $(CARGO) $(WITH_WASM_OPT) soak
 soak-short: ; CONNECTIONS=6000 $(CARGO) $(WITH_WASM_OPT) soak
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-# Without ci-docker and ci-mesh until they have passed since the routers authenticate their clients, and without audit until the licences
+# Leaves out ci-docker and ci-mesh until they have passed with routers that authenticate their clients, and audit until the licences
 # of the new crates are checked.
 ci: ci-lint ci-module
 ci-lint: lint test-native

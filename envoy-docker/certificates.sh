@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes a certificate authority and a certificate for each proxy, in folders of these names in FOLDER:
-#   certificates.sh FOLDER NAME...          makes what is missing and renews all certificates of proxies
-#   certificates.sh --trust-new FOLDER NAME...   makes a new authority that everybody trusts and nobody uses yet: first step of a change
-#   certificates.sh --trust-only FOLDER NAME...  ends the trust in all authorities but the newest: last step, after a renewal
-# FOLDER/authority keeps the keys of the authorities. Each proxy gets its own folder only, in which it reads identity.pem (its
-# certificate and key), ca.pem, and the files by which Envoy watches both. DAYS is how long a certificate lasts (1 if not given).
-# AT is where a proxy sees its folder (/etc/sluice if not given), OWNER the user who may read it (1337 if not given).
+# Creates a certificate authority and a certificate for each proxy, in folders of these names in FOLDER:
+#   certificates.sh FOLDER NAME...               creates missing files and renews the certificates of all proxies
+#   certificates.sh --trust-new FOLDER NAME...   adds an authority that is trusted, but not used yet: first step of a change
+#   certificates.sh --trust-only FOLDER NAME...  removes all authorities but the newest: last step, after a renewal
+# FOLDER/authority contains the keys of the authorities. Each proxy gets only its own folder, with identity.pem (its certificate and
+# key), ca.pem, and the files through which Envoy watches both. DAYS is the lifetime of a certificate (default: 1), AT the path at
+# which a proxy sees its folder (default: /etc/sluice), and OWNER the user who may read it (default: 1337).
 set -eu
 umask 077
 
@@ -25,7 +25,7 @@ new_authority() {
     echo "$1" >newest
 }
 
-# A file is replaced by renaming: Envoy looks at it then, and never sees half of one.
+# Replaces a file by renaming, which Envoy notices, so that Envoy never reads a partial file.
 install_file() {
     chown "$owner" "$1"
     chmod 0400 "$1"

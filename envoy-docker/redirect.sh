@@ -1,9 +1,9 @@
 #!/bin/sh
-# Redirects the TCP connections of this network namespace's programs to the sidecar's port, but neither those on the loopback
-# interface nor those of the sidecar, which runs as user 1337. That user's connections pass to the ports of the routers only,
-# and everything else that would leave, as UDP, is refused.
-#   redirect.sh ROUTERS...   their networks or addresses, IPv4 and IPv6
-# RESOLVERS lists name servers outside the namespace, if programs ask them or Docker's resolver does so for them.
+# Redirects outgoing TCP connections of this network namespace to the sidecar's port, except those on the loopback interface and
+# those of the sidecar, which runs as user 1337. User 1337 may connect only to the ports of the routers. All other outgoing traffic,
+# such as UDP, is refused.
+#   redirect.sh ROUTERS...   the routers' networks or addresses, IPv4 and IPv6
+# RESOLVERS lists name servers outside the namespace that programs, or Docker's resolver on their behalf, may query.
 set -eu
 
 families=iptables
@@ -11,7 +11,7 @@ if [ -e /proc/net/if_inet6 ]; then families="iptables ip6tables"; fi
 for iptables in $families; do
     case $iptables in
         iptables) icmp="-p icmp -m conntrack --ctstate RELATED" is_ours='*.*' ;;
-        *) icmp="-p ipv6-icmp ! --icmpv6-type echo-request" is_ours='*:*' ;; # without the others no neighbour is found
+        *) icmp="-p ipv6-icmp ! --icmpv6-type echo-request" is_ours='*:*' ;; # neighbour discovery needs the other types
     esac
     add() { "$iptables" --wait "$@"; }
     add -t nat -A OUTPUT -p tcp ! -o lo -m owner ! --uid-owner 1337 -j REDIRECT --to-ports 15001
@@ -28,7 +28,7 @@ for iptables in $families; do
         case $resolver in $is_ours) add -A OUTPUT -p udp -d "$resolver" --dport 53 -j ACCEPT ;; esac
     done
     add -A OUTPUT -p tcp --syn -m owner --uid-owner 1337 -j REJECT --reject-with tcp-reset
-    add -A OUTPUT -p tcp -j ACCEPT # redirected, or an answer
+    add -A OUTPUT -p tcp -j ACCEPT # redirected connections and replies
     # shellcheck disable=SC2086
     add -A OUTPUT $icmp -j ACCEPT
     add -A OUTPUT -j REJECT

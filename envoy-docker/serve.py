@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Servers on the ports given, that say who connected, or NAME if that is set: in HTTP on port 80, on others at once."""
+"""Servers on the given ports that answer with the peer's address, or with NAME if set: over HTTP on port 80, at once on others."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ def answer(connection):
         port = connection.getsockname()[1]
         said = os.environ.get("NAME", f"source={source} destination={destination} port={port}") + "\n"
         if port == 80:
-            # Who closes before the request is read resets the connection.
+            # Closing before the request is read would reset the connection.
             request = b""
             while not request.endswith(b"\r\n\r\n"):
                 request += connection.recv(1) or b"\r\n\r\n"

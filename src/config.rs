@@ -1,7 +1,7 @@
 //! The plugin configuration: its format, and how it becomes a [`Policy`].
 //!
-//! A configuration is either the bare name of a preset, without quotes and white space (`standalone` or `istio`; nothing at all
-//! means `standalone`), or an object. The object is JSON text or a `google.protobuf.Struct`:
+//! A configuration is either the bare name of a preset, without quotes and white space (`standalone` or `istio`; an empty
+//! configuration means `standalone`), or an object. The object is JSON text or a `google.protobuf.Struct`:
 //!
 //! ```json
 //! {
@@ -30,16 +30,16 @@
 //! | `routes[].match` | The criteria. Each is a list, of which one entry must match. | matches everything |
 //! | `….source`, `….destination` | CIDRs without host bits, of the client and of the address it connected to. | matches everything |
 //! | `….destination_ports` | TCP ports, 1 to 65535. | matches everything |
-//! | `….sni` | Server names: a host name, or `*.hostname` for one or more labels before it. A connection without a server name matches none, and that is no error. | matches everything |
+//! | `….sni` | Server names: a host name, or `*.hostname` for one or more labels before it. A connection without a server name matches none; this is not an error. | matches everything |
 //! | `routes[].clusters` | Cluster names. The last octet of the source modulo their number selects one. | either `clusters` or `action` is required |
 //! | `routes[].action` | `continue` keeps the cluster of `tcp_proxy`; `deny` closes the connection. | either `clusters` or `action` is required |
 //! | `otherwise` | The action if no route matches. | required |
-//! | `on_error` | The action if the proxy gives no IP address and port for the source, or none for the destination although any route has `destination` or `destination_ports`, or if it refuses the override. | `deny` |
+//! | `on_error` | The action if the proxy returns no IP address and port for the source, or none for the destination although any route has `destination` or `destination_ports`, or if the proxy refuses the override. | `deny` |
 //! | `mode` | `enforce`, or `observe`: decisions are counted and logged, but not applied, so that every connection keeps the cluster of `tcp_proxy`. Each load of such a configuration is logged as a warning. | `enforce` |
 //! | `preset` | The name of a preset. Cannot be combined with other fields. | |
 //!
-//! No list may be empty. An empty Struct reaches the Wasm module as nothing, so it means `standalone` there; `{}` is rejected.
-//! `schema/sluice.schema.json` describes the format as a JSON Schema.
+//! No list may be empty. The Wasm module receives an empty Struct as an empty configuration, which means `standalone`; `{}` is
+//! rejected. `schema/sluice.schema.json` describes the format as a JSON Schema.
 
 use crate::{
     cidr::Cidr,
@@ -53,7 +53,7 @@ use crate::{
 };
 use alloc::{boxed::Box, vec::Vec};
 
-// The numbers below are in the error messages, too.
+// The error messages repeat the numbers below.
 
 /// The maximum size of a configuration, in bytes.
 pub const MAX_SIZE: usize = 256 * 1_024;
@@ -61,7 +61,7 @@ pub const MAX_SIZE: usize = 256 * 1_024;
 pub const MAX_ROUTES: usize = 1_024;
 /// The maximum number of clusters with different names.
 pub const MAX_CLUSTERS: usize = 1_024;
-/// The maximum number of clusters in one route. A last octet selects no more.
+/// The maximum number of clusters in one route. A last octet cannot select more.
 pub const MAX_CLUSTERS_PER_ROUTE: usize = 256;
 /// The maximum number of entries in all `clusters` lists together.
 pub const MAX_CLUSTER_REFERENCES: usize = 16_384;
@@ -84,12 +84,12 @@ const PRESETS: [&str; 2] = [
     ),
 ];
 
-/// Parses a configuration that is in memory already, for tools and tests.
+/// Parses a configuration that is already in memory, for tools and tests.
 pub fn parse(document: &[u8]) -> Result<Box<Policy>, ConfigError> {
     load(document.len(), || Ok(document))
 }
 
-/// Parses a configuration of `size` bytes. `read` fetches it, and is not called if it is too large.
+/// Parses a configuration of `size` bytes. `read` fetches it, and is not called if `size` is too large.
 pub fn load<T: AsRef<[u8]>>(size: usize, read: impl FnOnce() -> Result<T, Status>) -> Result<Box<Policy>, ConfigError> {
     if size > MAX_SIZE {
         return Err(ConfigError::new(Text::new("longer than 262144 bytes"), 0));

@@ -62,7 +62,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads all following digits as a number. `radix` must be at most 16. Returns `None` if there is no digit or the number
-    /// exceeds `max`, which must be below 2^27; the digits after that are not read then.
+    /// exceeds `max`, which must be below 2^27; in that case the remaining digits are not read.
     #[inline(never)]
     pub fn number(&mut self, radix: u32, max: u32) -> Option<u32> {
         let mut number = None;
@@ -104,7 +104,7 @@ impl<'a> Cursor<'a> {
         char::from_u32(letter).filter(|letter| letter.len_utf8() == length as usize)
     }
 
-    /// Reads the rest of an escape sequence of JSON, after its backslash.
+    /// Reads the rest of a JSON escape sequence, after its backslash.
     #[inline(never)]
     pub fn read_escape(&mut self) -> Option<char> {
         let letter = self.read_byte()?;

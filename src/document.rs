@@ -41,13 +41,13 @@ pub struct Reader<'a> {
     path: Text,
     /// The string that was read last.
     string: String,
-    /// Where the current value ends.
+    /// The end of the current value.
     value_end: End,
     /// After an error, the length of its path.
     error: Option<usize>,
 }
 
-/// Where a message of a Struct ends: the number of bytes of the document that follow it. Always 0 in JSON.
+/// The end of a message of a Struct: the number of bytes of the document that follow it. Always 0 in JSON.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct End(usize);
 

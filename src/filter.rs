@@ -17,7 +17,7 @@ pub const DENIED: &str = "sluice.denied";
 /// A loaded configuration.
 pub struct Filter<H: Host> {
     policy: Box<Policy>,
-    /// What the proxy needs for each cluster of the policy, at the same index.
+    /// The prepared override and the counter of each cluster of the policy, at the same index.
     clusters: Vec<Cluster<H>>,
     /// The override that marks a denied connection.
     denied_override: H::Override,
@@ -140,7 +140,7 @@ impl<H: Host> Filter<H> {
         }
     }
 
-    /// Describes for the log what was decided about a connection and what happened to it.
+    /// Describes for the log the decision about a connection and its result.
     fn describe<C: Connection<Host = H>>(
         &self,
         connection: &C,
@@ -202,7 +202,7 @@ pub fn on_new_connection<C: Connection>(filter: Option<&Filter<C::Host>>, connec
     action
 }
 
-/// Panics at a client whose address ends with 13. Only in builds for `make soak`, which show what a proxy does then.
+/// Panics for a client whose address ends with 13. Only in builds for `make soak`, which shows how a proxy reacts.
 #[cfg(feature = "fault")]
 #[expect(clippy::panic, reason = "it is the purpose")]
 fn fail_on_purpose<C: Connection>(connection: &C) {

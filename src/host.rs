@@ -1,6 +1,6 @@
-//! What the filter asks of the proxy it runs in. `wasm` implements these traits for the proxy-wasm ABI, `native`
-//! for Envoy's dynamic modules, and `recording` for tests. Tests also compile the files for WebAssembly, on a fake host and a
-//! fake memory, so that Miri and AddressSanitizer see their unsafe code.
+//! The interface of the proxy that the filter runs in. `wasm` implements these traits for the proxy-wasm ABI, `native`
+//! for Envoy's dynamic modules, and `recording` for tests. Tests also compile the files for
+//! WebAssembly, with a fake host and a fake memory, so that Miri and AddressSanitizer check their unsafe code.
 
 #[cfg(any(test, all(target_arch = "wasm32", not(feature = "sdk"))))]
 mod allocator;
@@ -67,7 +67,7 @@ pub trait Connection: Log {
     /// callback, so nothing passes if this fails.
     fn close(&self);
 
-    /// Returns whether the proxy's log shows lines of this level. False if the proxy does not say.
+    /// Returns whether the proxy's log shows lines of this level. `false` if the proxy does not tell.
     fn log_enabled(&self, level: Level) -> bool;
 }
 

@@ -19,7 +19,7 @@
 //!
 //! - [`cursor`], [`text`] and [`config_error`] serve the others.
 //!
-//! `#[inline(never)]` and `#[inline(always)]` are where the module is smaller with them.
+//! `#[inline(never)]` and `#[inline(always)]` are used where they make the module smaller.
 
 #![no_std]
 

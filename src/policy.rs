@@ -1,4 +1,4 @@
-//! The routing policy: what is known of a connection → the decision about it. Pure: it calls no host, and deciding
+//! The routing policy: the attributes of a connection → the decision about it. Pure: it calls no host, and a decision
 //! allocates nothing.
 
 use crate::{
@@ -38,9 +38,9 @@ impl ClusterIndex {
 /// connections, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It keeps the cluster that `tcp_proxy` is configured with.
+    /// The connection keeps the cluster that `tcp_proxy` is configured with.
     Continue,
-    /// It is closed.
+    /// The connection is closed.
     Deny,
 }
 
@@ -59,7 +59,7 @@ pub struct ConnectionInfo<'a> {
 /// The decision about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is routed to this cluster of the policy.
+    /// The connection is routed to this cluster of the policy.
     Cluster(ClusterIndex),
     /// The action of the matching route, or `otherwise`.
     Action(Action),
@@ -67,7 +67,7 @@ pub enum Decision {
     Unreadable(Side),
 }
 
-/// An end of a connection.
+/// One of the two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The downstream peer.

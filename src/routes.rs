@@ -66,12 +66,12 @@ impl Criteria {
     }
 }
 
-/// Where a route sends a connection.
+/// The target of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
-    /// To one of these clusters.
+    /// One of these clusters.
     Clusters(Clusters<'a>),
-    /// To no cluster of the policy.
+    /// An action, without a cluster of the policy.
     Action(Action),
 }
 
@@ -81,7 +81,7 @@ pub struct Clusters<'a>(&'a [[u8; 2]]);
 
 impl Clusters<'_> {
     /// Selects the cluster at the index (last octet of the source address) modulo (number of clusters). Returns `None` if
-    /// there are none, which no configuration gives.
+    /// there are none, which no accepted configuration allows.
     #[must_use]
     pub fn select(self, source: Address) -> Option<ClusterIndex> {
         let index = usize::from(source.last_octet()).checked_rem(self.0.len())?;
@@ -110,7 +110,7 @@ impl Routes {
         Evaluation { cursor: Cursor::new(&self.bytes), connection }
     }
 
-    /// Notes that some route has this criterion.
+    /// Records that some route has this criterion.
     pub(crate) fn note_criterion(&mut self, criterion: Criterion) {
         self.criteria.0 |= criterion as u8;
     }

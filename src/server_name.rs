@@ -28,7 +28,7 @@ impl<'a> ServerNamePattern<'a> {
         self.0
     }
 
-    /// The pattern of a text that [`Self::as_bytes`] returned. The text is not checked.
+    /// The pattern for a text that [`Self::as_bytes`] returned. The text is not checked.
     #[must_use]
     pub fn from_bytes(text: &'a [u8]) -> Self {
         Self(text)

@@ -31,7 +31,7 @@ impl Text {
         self
     }
 
-    /// Appends a text from outside in quotes. Quotes, backslashes and everything that is not printable ASCII become
+    /// Appends an untrusted text in quotes. Quotes, backslashes and everything that is not printable ASCII become
     /// `\xNN`. Only the first 128 bytes are shown, followed by the length.
     #[inline(never)]
     pub fn push_quoted(&mut self, text: &[u8]) -> &mut Self {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the folder of the cargo to call for the make goals in "$@". If the machine lacks something that they need, installs it
-# for goals that promise to set everything up; for the others says what is missing and fails. All messages go to stderr.
+# Prints the folder of the cargo to call for the make goals in "$@". If the machine lacks programs that they need, installs them
+# for goals that set everything up; for other goals, prints what is missing and fails. All messages go to stderr.
 set -eu
 exec 3>&1 1>&2
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ for goal; do
     esac
 done
 
-# Whether one of these patterns matches a goal.
+# Succeeds if one of these patterns matches a goal.
 for_goals() {
     for pattern; do
         for goal in $goals; do
@@ -27,7 +27,7 @@ for_goals() {
 
 missing() { ! command -v "$1" >/dev/null; }
 
-# Whether this compiler makes a program of this language, with this header of its standard library.
+# Succeeds if this compiler can build a program in this language with this header of its standard library.
 compiles() {
     program=$(mktemp)
     printf '#include <%s>\nint main() { return 0; }\n' "$3" | "$1" -x "$2" -o "$program" - 2>/dev/null && works=true || works=false
@@ -43,7 +43,7 @@ need() { # packages, reason
     reasons="$reasons${reasons:+, }$1 ($2)"
 }
 
-# Installs what is missing, or says how to do it if only root may or if this is no goal that installs.
+# Installs the missing packages. If only root can do that, or if the goal does not install, prints the command and fails.
 install() {
     [ -n "$packages" ] || return 0
     command="apt-get update && apt-get install --yes --no-install-recommends$packages"
@@ -112,7 +112,7 @@ if $installs && [ "$(id -u)" = 0 ] && ! missing apt-get; then
     fi
 fi
 
-# The compiler that rust-toolchain.toml pins, by rustup; the components are those of that file.
+# The compiler that rust-toolchain.toml pins, from rustup, with the components in that file.
 rust=${CARGO_HOME:-$HOME/.cargo}/bin
 PATH=$rust:$PATH
 export PATH RUSTUP_AUTO_INSTALL=0 # rustup would install without a message
@@ -122,7 +122,7 @@ pinned() {
         [ -d "$sysroot/lib/rustlib/src/rust/library" ] && cargo clippy --version && cargo fmt --version
 } >/dev/null 2>&1
 
-# Whether Debian's compiler is here, with all that a task may need.
+# Succeeds if Debian's compiler is installed, with everything that a task may need.
 debian() {
     for program in cargo cargo-clippy cargo-fmt rustc wasm-ld-22; do
         [ -x "/usr/bin/$program" ] || return 1
@@ -190,7 +190,7 @@ if ! missing rustup; then
     fi
 fi
 
-# If rustup does not have it: Debian's, which security updates keep at a recent version.
+# If rustup does not have the pinned compiler, uses Debian's, which security updates keep at a recent version.
 echo "rustup does not have the compiler of rust-toolchain.toml: using Debian's"
 if ! debian; then
     need "cargo-web rustc-web rust-web-src rust-web-clippy rustfmt-web lld-22" "the compiler"

@@ -24,11 +24,11 @@ pub fn start(greeting: u8) -> Result<SocketAddr> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     SockRef::from(&listener).listen(4_096)?;
-    SockRef::from(&listener).set_send_buffer_size(4 * LARGE)?; // what it accepts has it too
+    SockRef::from(&listener).set_send_buffer_size(4 * LARGE)?; // accepted sockets inherit it
     listener.set_nonblocking(true)?;
     thread::spawn(move || {
         if let Err(error) = serve(TcpListener::from_std(listener), greeting) {
-            eprintln!("error: backend: {error}"); // whoever waits for a byte fails at its deadline
+            eprintln!("error: backend: {error}"); // a client that waits for a byte fails at its deadline
         }
     });
     Ok(address)

@@ -58,7 +58,7 @@ impl Running {
         }
     }
 
-    /// The CPU time of all of its threads since the start, by the scheduler's clock.
+    /// The CPU time of all of Envoy's threads since the start, from the scheduler's clock.
     pub fn cpu(&self) -> Result<Duration> {
         let clock = clock_getcpuclockid(Pid::from_raw(self.envoy.id().cast_signed()))?;
         Ok(clock.now()?.into())
@@ -76,7 +76,7 @@ impl Running {
     pub fn connections(&self, count: usize) -> Result<Connections> {
         let before = self.cpu()?;
         let latencies: Result<Vec<f64>> = (0..count).map(|index| self.greeted(index)).collect();
-        thread::sleep(Duration::from_millis(5)); // for Envoy to close the last one
+        thread::sleep(Duration::from_millis(5)); // lets Envoy close the last one
         let cpu = micros(self.cpu()? - before) / count as f64;
         let mut latencies = latencies?;
         latencies.sort_by(f64::total_cmp);

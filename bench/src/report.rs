@@ -70,7 +70,7 @@ impl Summary {
             let (low, high) = (samples[place.floor() as usize], samples[place.ceil() as usize]);
             low + (high - low) * place.fract()
         };
-        // By the ranks of the samples, so it holds for every distribution.
+        // From the ranks of the samples, so it is valid for every distribution.
         let margin = 0.98 / (samples.len() as f64).sqrt();
         let interval = [at((0.5 - margin).max(0.0)), at((0.5 + margin).min(1.0))];
         Self { median: at(0.5), quartiles: [at(0.25), at(0.75)], interval }
@@ -122,14 +122,14 @@ impl Report {
         variant.samples.get(&figure).cloned().map(Summary::of)
     }
 
-    /// The difference to no filter, by round. `None` for no filter itself, which is the first variant.
+    /// The difference from no filter in each round. `None` for no filter itself, which is the first variant.
     fn added(&self, variant: &Measured, figure: Figure) -> Option<Summary> {
         let (base, samples) = (self.variants[0].samples.get(&figure)?, variant.samples.get(&figure)?);
         let added = samples.iter().zip(base).map(|(sample, base)| sample - base).collect();
         (variant.name != self.variants[0].name).then(|| Summary::of(added))
     }
 
-    /// The figures as Markdown. CPU times are differences to no filter.
+    /// The figures as Markdown. CPU times are differences from no filter.
     pub fn table(&self) -> String {
         let loading = self.columns(&[Load1, Load8, Resident1, Resident8]);
         let traffic = self.columns(&[Connection, Saturated, Median, Slowest, Small, Large]);
@@ -193,8 +193,8 @@ impl Report {
         json!({ "machine": self.machine, "variants": variants.collect::<Vec<_>>() })
     }
 
-    /// Prints the table and writes all of them to the repository, or, if a peer took part, to `target/` without the numbers of
-    /// `docs/benchmarks.md`.
+    /// Prints the table and writes the report to the repository. If a peer took part, writes it to `target/` and leaves
+    /// `docs/benchmarks.md` unchanged.
     pub fn write(&self, publish: bool) -> Result<()> {
         let folder = root().join(if publish { "bench" } else { "target/bench" });
         fs::create_dir_all(&folder)?;
@@ -285,7 +285,7 @@ fn machine(envoy: &str) -> Result<Value> {
     let kib: f64 = field(&memory, "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0);
     let load = fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or("unknown");
-    eprintln!("load of the machine before: {load}; much more than 0 disturbs");
+    eprintln!("load of the machine before: {load}; a load much above 0 disturbs the measurement");
     let date = std::process::Command::new("date").args(["--utc", "+%F"]).output()?;
     Ok(json!({
         "date": String::from_utf8(date.stdout)?.trim(),

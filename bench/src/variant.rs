@@ -1,4 +1,4 @@
-//! The variants that are compared: no filter, Envoy's own filter, the floor, and modules.
+//! The compared variants: no filter, Envoy's own filter, the floor, and modules.
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -8,7 +8,7 @@ use std::{
 };
 use testbed::{Config, root};
 
-/// Parity by Envoy's own set_filter_state filter with a CEL expression.
+/// Even and odd octets with Envoy's own set_filter_state filter and a CEL expression.
 const CEL: &str = r#"- name: envoy.filters.network.set_filter_state
               typed_config:
                 "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
@@ -33,7 +33,7 @@ pub struct Variant {
     pub name: String,
     /// The module, if the variant has one.
     pub module: Option<PathBuf>,
-    /// Whether it sends odd last octets to the second backend. Unknown for a peer.
+    /// Whether the variant sends odd last octets to the second backend. Unknown for a peer.
     pub splits: Option<bool>,
     filter: String,
 }
@@ -66,7 +66,7 @@ impl Variant {
         Ok(Self { name, module: Some(module), splits: Some(true), filter })
     }
 
-    /// The modules in the environment: `path` or `path:configuration` in each variable whose name begins with PEER.
+    /// The modules in the environment: each variable whose name begins with PEER contains `path` or `path:configuration`.
     pub fn peers() -> Result<Vec<Self>> {
         let mut peers: Vec<(String, String)> = env::vars().filter(|(name, _)| name.starts_with("PEER")).collect();
         peers.sort();
@@ -79,7 +79,7 @@ impl Variant {
         peers.into_iter().map(peer).collect()
     }
 
-    /// The configuration of Envoy, without its backends.
+    /// The configuration of Envoy, without the backends.
     pub fn config(&self) -> Result<Config> {
         let config = Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)?;
         match &self.module {

@@ -1,19 +1,19 @@
-//! Addresses in Envoy's form.
+//! Addresses in Envoy's format.
 //!
-//! Model: the standard library's `SocketAddr`, without zone ids, reads the same texts as the same addresses, and every text
-//! that it writes is read as the address that it was written from.
+//! Model: the library parses exactly the texts that the standard library's `SocketAddr` parses, except zone ids, to the same
+//! addresses. It parses the text of any `SocketAddr` to that address.
 
 use crate::input::Input;
 use sluice::address::{Address, Endpoint, parse_endpoint};
 use std::net::{IpAddr, SocketAddr};
 
-/// What `sluice` must read in this text.
+/// Returns the address that `sluice` must parse from this text.
 #[must_use]
 pub fn by_std(text: &[u8]) -> Option<SocketAddr> {
     std::str::from_utf8(text).ok().filter(|text| !text.contains('%'))?.parse().ok()
 }
 
-/// The address as the library has it.
+/// Converts an address to the library's type.
 #[must_use]
 pub fn endpoint(address: SocketAddr) -> Endpoint {
     let ip = match address.ip() {
@@ -23,7 +23,7 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint { address: Address(ip.into()), port: address.port() }
 }
 
-/// Reads the data as a text, and as the bits of an address that is written and read.
+/// Parses the data as a text. Then takes the data as the bits of an address, which is formatted and parsed.
 pub fn run(data: &[u8]) {
     let found = parse_endpoint(data);
     assert_eq!(found, by_std(data).map(endpoint), "{:?}", String::from_utf8_lossy(data));

@@ -1,15 +1,15 @@
 //! CIDR prefixes.
 //!
-//! Model: the standard library reads the address, ipnet makes the network of it, and `sluice` reads the text exactly if that
-//! network has no host bits, is not IPv4-mapped, and its length is written without sign and leading zero; it contains the
-//! addresses that ipnet's network contains.
+//! Model: the standard library parses the address and ipnet creates the network. `sluice` accepts a text exactly if this network
+//! has no host bits, is not IPv4-mapped, and its length is written without sign and leading zero. Its prefix contains the same
+//! addresses as ipnet's network.
 
 use crate::{address::endpoint, input::Input};
 use ipnet::IpNet;
 use sluice::cidr::Cidr;
 use std::net::{IpAddr, SocketAddr};
 
-/// The network that `sluice` must read in this text.
+/// Returns the network that `sluice` must parse from this text.
 #[must_use]
 pub fn by_ipnet(text: &[u8]) -> Option<IpNet> {
     let text = std::str::from_utf8(text).ok().filter(|text| !text.contains('%'))?;
@@ -31,7 +31,7 @@ fn compare(text: &[u8], probes: impl IntoIterator<Item = IpAddr>) {
     }
 }
 
-/// Reads the data as a text, and as the bits of a network and of addresses near it.
+/// Parses the data as a text. Then takes the data as the bits of a network and of addresses near it.
 pub fn run(data: &[u8]) {
     compare(data, []);
 
@@ -45,7 +45,7 @@ pub fn run(data: &[u8]) {
     };
     let length = length & 0x7f;
     let Ok(net) = IpNet::new(ip, length) else { return };
-    // The network's address with one bit flipped.
+    // The address of the network with one bit flipped.
     let near: IpAddr = match net.network() {
         IpAddr::V4(ip) => std::net::Ipv4Addr::from(u32::from(ip) ^ 1 << (bits[8] % 32)).into(),
         IpAddr::V6(ip) => std::net::Ipv6Addr::from(u128::from(ip) ^ 1 << (input.byte() % 128)).into(),

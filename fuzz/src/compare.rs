@@ -1,4 +1,4 @@
-//! A policy of the library against the model of the same configuration.
+//! Compares a policy of the library with the model of the same configuration.
 
 use crate::{
     address::endpoint,
@@ -14,14 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The longest time that anything may take.
+/// The time limit of every call.
 pub const LIMIT: Duration = Duration::from_millis(100);
 
-/// Calls a function, and again up to four times if it took too long, as another process may have had the CPU.
+/// Calls a function. Repeats the call up to four times if it takes too long, because another process may have used the CPU.
 ///
 /// # Panics
 ///
-/// If it always takes too long.
+/// Panics if every call takes too long.
 pub fn within_limit<T>(call: impl Fn() -> T) -> T {
     for _ in 0..5 {
         let start = Instant::now();
@@ -30,10 +30,10 @@ pub fn within_limit<T>(call: impl Fn() -> T) -> T {
             return result;
         }
     }
-    panic!("takes longer than {LIMIT:?}")
+    panic!("the call takes longer than {LIMIT:?}")
 }
 
-/// Checks that the library accepts a configuration exactly if the model does, as the same policy.
+/// Checks that the library accepts a configuration exactly if the model does, with the same policy.
 pub fn check(parsed: &Result<Box<Policy>, ConfigError>, model: Option<&Model>) {
     match (parsed, model) {
         (Ok(policy), Some(model)) => check_policy(policy, model),
@@ -53,7 +53,7 @@ fn check_policy(policy: &Policy, model: &Model) {
     }
 }
 
-/// Connections at the edges of what each route asks for, for the first routes.
+/// Returns connections at the edges of the criteria of the first routes.
 fn probes(model: &Model) -> Vec<(SocketAddr, SocketAddr, String)> {
     let other = || [IpAddr::from([192, 0, 2, 7]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])];
     let mut probes = Vec::new();
@@ -92,10 +92,10 @@ pub fn check_decision(
         Decision::Unreadable(_) => Verdict::Unreadable,
     };
     let expected = model.decide(source, destination, server_name);
-    assert_eq!(found, expected, "{source:?} to {destination:?}, {server_name:?} by {model}");
+    assert_eq!(found, expected, "{source:?} to {destination:?}, server name {server_name:?}, with {model}");
 }
 
-/// An error is one line of printable ASCII, whose path names fields and positions only.
+/// Checks that an error is one line of printable ASCII, and that its path contains only field names and indices.
 fn check_error(error: &ConfigError) {
     let line = error.to_line();
     assert!(line.as_bytes().iter().all(|byte| matches!(byte, b' '..=b'~')), "{line:?}");
@@ -104,7 +104,7 @@ fn check_error(error: &ConfigError) {
     assert!(error.path().chars().all(in_path), "{line:?}");
 }
 
-/// Parses a configuration, which must not take long.
+/// Parses a configuration within [`LIMIT`].
 pub fn parse(document: &[u8]) -> Result<Box<Policy>, ConfigError> {
     within_limit(|| config::parse(document))
 }

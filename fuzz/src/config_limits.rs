@@ -1,6 +1,6 @@
 //! Large configurations, up to and beyond the limits.
 //!
-//! Model: that of `config_text`; and neither reading a configuration nor a decision takes longer than 100 ms.
+//! Model: that of `config_text`. Neither parsing a configuration nor a decision may take longer than 100 ms.
 
 use crate::{compare::within_limit, config_text};
 use sluice::{
@@ -9,8 +9,9 @@ use sluice::{
     policy::ConnectionInfo,
 };
 
-/// Repeats a part of the data: its first two bytes say how often, and the byte 0xff, which is in no JSON, ends the text
-/// before that part and the part itself. In the part, `#` stands for the number of the repetition.
+/// Builds a document by repeating a part of the data. The first two bytes are the number of repetitions. The byte 0xff, which does
+/// not occur in JSON, separates the text before the part, the part, and the text after it. In the part, `#` stands for the index of
+/// the repetition.
 pub fn run(data: &[u8]) {
     let Some((count, rest)) = data.split_first_chunk() else { return };
     let mut parts = rest.splitn(3, |&byte| byte == 0xff);

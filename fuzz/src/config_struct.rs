@@ -1,7 +1,8 @@
-//! Configurations as the wire format of `google.protobuf.Struct`.
+//! Configurations in the wire format of `google.protobuf.Struct`.
 //!
-//! Model: prost reads whatever is accepted, and a second implementation of the rules accepts the same object, with the same
-//! decisions; what prost writes of an object that it has read is accepted exactly if that implementation accepts the object.
+//! Model: prost decodes every accepted configuration, and a second implementation of the rules accepts the same object with the
+//! same decisions. If prost encodes an object that it has decoded, the result is accepted exactly if this implementation accepts
+//! the object.
 
 use crate::{
     compare::{check, parse},
@@ -13,8 +14,8 @@ use prost::Message;
 use prost_types::Struct;
 use sluice::config::MAX_SIZE;
 
-/// Parses the data as it is if it begins like a Struct. Otherwise its last part is JSON, and the first ones change bytes of
-/// the Struct that has the same meaning.
+/// Parses the data without changes if it begins like a Struct. Otherwise, the data consists of changes and JSON text. The changes
+/// apply to the bytes of the equivalent Struct.
 pub fn run(data: &[u8]) {
     if data.first() == Some(&0x0a) {
         return compare(data);
@@ -45,7 +46,7 @@ pub fn run(data: &[u8]) {
 fn compare(bytes: &[u8]) {
     let parsed = parse(bytes);
     let decoded = Struct::decode(bytes);
-    // Other bytes are no Struct to the library, but an empty configuration or text.
+    // The library treats all other bytes as text or as an empty configuration.
     let is_struct = bytes.first() == Some(&0x0a) && bytes.contains(&0x12);
     if parsed.is_ok() && is_struct {
         let message = decoded.as_ref().expect("accepted, but prost rejects it");

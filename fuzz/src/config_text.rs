@@ -1,7 +1,7 @@
 //! Configurations as text.
 //!
-//! Model: serde_json reads the text, and a second implementation of the rules accepts the same ones, with the same decisions;
-//! the same object as a Struct gives the same policy or the same error.
+//! Model: serde_json parses the text, and a second implementation of the rules accepts the same texts with the same decisions. The
+//! same object as a Struct yields the same policy or the same error.
 
 use crate::{
     compare::{check, parse},
@@ -12,7 +12,7 @@ use sluice::config::MAX_SIZE;
 
 /// Parses the data.
 pub fn run(document: &[u8]) {
-    // A Struct: the target `config_struct`.
+    // This is a Struct, which the target `config_struct` covers.
     if document.first() == Some(&0x0a) && document.contains(&0x12) {
         return;
     }

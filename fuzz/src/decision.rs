@@ -1,6 +1,6 @@
 //! Decisions.
 //!
-//! Model: the documentation of the configuration, step by step on lists of ipnet's networks, ports and names.
+//! Model: the documented rules, applied step by step to lists of ipnet's networks, ports and names.
 
 use crate::{
     compare::check_decision,
@@ -9,7 +9,7 @@ use crate::{
 };
 use sluice::config;
 
-/// Makes a valid configuration and connections of the data.
+/// Derives a valid configuration and connections from the data.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let model = model(&mut input);

@@ -1,19 +1,19 @@
-//! JSON as serde_json reads it, with the order of fields and with repeated ones; and the same values as a Struct.
+//! JSON as serde_json parses it, with the order of fields and with repeated fields, and its encoding as a Struct.
 
 use prost_types::value::Kind;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// A value.
+/// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Json {
-    /// `null`, or a value of a Struct without a kind.
+    /// `null`, or a Struct's value without a kind.
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A number without sign, fraction and exponent.
+    /// A number without sign, fraction or exponent.
     Whole(u64),
-    /// Another number.
+    /// Any other number.
     Other(f64),
     /// A string.
     Text(String),
@@ -24,7 +24,7 @@ pub enum Json {
 }
 
 impl Json {
-    /// Whether some number has another notation than that of a port, so that a Struct cannot tell it from a port.
+    /// Returns whether a number is whole, but not written like a port. In a Struct, such a number equals a port.
     #[must_use]
     pub fn has_unusual_port(&self) -> bool {
         match self {
@@ -35,7 +35,7 @@ impl Json {
         }
     }
 
-    /// The meaning of a Struct that prost has read.
+    /// Converts a Struct that prost has decoded.
     #[must_use]
     pub fn of_struct(message: &prost_types::Struct) -> Self {
         Self::Object(message.fields.iter().map(|(name, value)| (name.clone(), Self::of_value(value))).collect())
@@ -55,11 +55,11 @@ impl Json {
         }
     }
 
-    /// The fields of an object as a `google.protobuf.Struct`, in their order.
+    /// Encodes an object as a `google.protobuf.Struct`, with its fields in their order.
     ///
     /// # Panics
     ///
-    /// If it is not an object.
+    /// Panics if this is not an object.
     #[must_use]
     pub fn to_struct(&self) -> Vec<u8> {
         let Self::Object(fields) = self else { panic!("{self:?} is not an object") };

@@ -1,5 +1,5 @@
-//! Fuzz targets: one module each, with a function `run` that takes what the fuzzer gives and panics if the library and the
-//! model differ. `fuzz_targets/` calls them from libFuzzer, `tests/corpora.rs` with the committed corpora.
+//! Fuzz targets. Each target is a module with a function `run`, which takes the fuzzer's data and panics if the library and the
+//! model differ. `fuzz_targets/` calls these functions from libFuzzer, and `tests/corpora.rs` with the committed corpora.
 
 pub mod address;
 pub mod cidr;

@@ -1,5 +1,5 @@
-//! A second implementation of the configuration and of the decision, as simple as their documentation, on serde_json, ipnet
-//! and the standard library.
+//! A second implementation of the configuration and the decision, as simple as their documentation, with serde_json, ipnet and the
+//! standard library.
 
 use crate::{cidr::by_ipnet, json::Json, server_name};
 use ipnet::IpNet;
@@ -26,35 +26,35 @@ pub struct Model {
 /// A route. A list that is `None` matches everything.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// Of the client.
+    /// Prefixes of the client's address.
     pub source: Option<Vec<IpNet>>,
-    /// Of the address that it connected to.
+    /// Prefixes of the address that the client connected to.
     pub destination: Option<Vec<IpNet>>,
-    /// Of the address that it connected to.
+    /// Ports that the client connected to.
     pub destination_ports: Option<Vec<u16>>,
     /// Patterns of server names.
     pub sni: Option<Vec<String>>,
-    /// Where matching connections go.
+    /// The target of matching connections.
     pub target: Target,
 }
 
-/// Where connections go.
+/// The target of a route.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
-    /// To one of these clusters.
+    /// One of these clusters.
     Clusters(Vec<String>),
-    /// To none.
+    /// An action without a cluster.
     Action(Action),
 }
 
 /// A decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// To this cluster.
+    /// The connection is routed to this cluster.
     Cluster(&'a str),
-    /// The action of a route, or of none.
+    /// The action of the matching route, or of `otherwise`.
     Action(Action),
-    /// An address is missing.
+    /// An address that the configuration requires is missing.
     Unreadable,
 }
 
@@ -76,7 +76,7 @@ fn preset(name: &str) -> Option<Model> {
 }
 
 impl Model {
-    /// The model of a configuration in JSON, or of the bare name of a preset. `None` if it must be rejected.
+    /// Returns the model of a configuration in JSON or of a preset's name, or `None` if it must be rejected.
     #[must_use]
     pub fn of_text(document: &[u8]) -> Option<Self> {
         match document {
@@ -87,7 +87,7 @@ impl Model {
         }
     }
 
-    /// The model of an object. `None` if it must be rejected.
+    /// Returns the model of an object, or `None` if it must be rejected.
     #[must_use]
     pub fn of(json: &Json) -> Option<Self> {
         let [routes, otherwise, on_error, name] = fields(json, ["routes", "otherwise", "on_error", "preset"])?;
@@ -104,7 +104,7 @@ impl Model {
         Some(Self { routes, otherwise: action(otherwise?)?, on_error })
     }
 
-    /// The names of all clusters, in the order in which they are mentioned first.
+    /// Returns the names of all clusters, in the order of their first occurrence.
     #[must_use]
     pub fn clusters(&self) -> Vec<&str> {
         let mut known = HashSet::new();
@@ -114,7 +114,7 @@ impl Model {
         clusters
     }
 
-    /// The decision about a connection.
+    /// Returns the decision about a connection.
     #[must_use]
     pub fn decide(&self, source: Option<SocketAddr>, destination: Option<SocketAddr>, name: &[u8]) -> Verdict<'_> {
         let Some(source) = source else { return Verdict::Unreadable };
@@ -134,13 +134,13 @@ impl Model {
         }
     }
 
-    /// Whether some route asks for the destination.
+    /// Returns whether any route matches on the destination.
     #[must_use]
     pub fn reads_destination(&self) -> bool {
         self.routes.iter().any(|route| route.destination.is_some() || route.destination_ports.is_some())
     }
 
-    /// Whether some route asks for the server name.
+    /// Returns whether any route matches on the server name.
     #[must_use]
     pub fn reads_server_name(&self) -> bool {
         self.routes.iter().any(|route| route.sni.is_some())
@@ -200,13 +200,13 @@ impl Target {
     }
 }
 
-/// The values of these fields of an object. `None` if it has others, or one twice.
+/// Returns the values of these fields of an object, or `None` if it has other fields or a field twice.
 fn fields<'a, const N: usize>(json: &'a Json, names: [&str; N]) -> Option<[Option<&'a Json>; N]> {
     let Json::Object(given) = json else { return None };
     let mut found = [None; N];
     for (name, value) in given {
-        let place = &mut found[names.iter().position(|known| known == name)?];
-        if place.replace(value).is_some() {
+        let slot = &mut found[names.iter().position(|known| known == name)?];
+        if slot.replace(value).is_some() {
             return None;
         }
     }
@@ -224,7 +224,10 @@ fn entries<T>(json: &Json, max: usize, entry: impl FnMut(&Json) -> Option<T>) ->
     list(json, max)?.iter().map(entry).collect()
 }
 
-#[expect(clippy::option_option, reason = "the outer one says whether it is valid, the inner one whether it is given")]
+#[expect(
+    clippy::option_option,
+    reason = "the outer option is None for an invalid value, the inner one for an absent value"
+)]
 fn optional<T>(json: Option<&Json>, entry: impl FnMut(&Json) -> Option<T>) -> Option<Option<Vec<T>>> {
     json.map_or(Some(None), |json| entries(json, usize::MAX, entry).map(Some))
 }
@@ -251,7 +254,7 @@ fn word(action: Action) -> &'static str {
     }
 }
 
-/// As JSON text.
+/// Formats the model as JSON text.
 impl fmt::Display for Model {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("{\"routes\":")?;

@@ -1,8 +1,8 @@
-//! The entry points of the native module, with a hostile Envoy: null and dangling pointers with any length, any bytes as
-//! addresses and names, any port, refused overrides and counters, and any ids of counters.
+//! The entry points of the native module, called by a hostile Envoy: null pointers with any length, dangling pointers, any bytes as
+//! addresses and names, any port, refused overrides and counters, and any counter ids.
 //!
-//! Model: `traffic::expected` on the addresses as the standard library reads them: the same result, and the same calls in the
-//! same order. AddressSanitizer finds wrong and leaked memory.
+//! Model: `traffic::expected` with the addresses that the standard library parses. The result must be the same, and so must the
+//! calls and their order. AddressSanitizer detects invalid accesses and leaks.
 #![expect(unsafe_code, reason = "the boundary is a foreign interface")]
 
 use crate::{
@@ -18,7 +18,7 @@ use std::{
     ptr::{NonNull, null, null_mut},
 };
 
-/// The symbols of the entry points come with the library.
+/// Links the library, which defines the symbols of the entry points.
 use sluice as _;
 
 #[repr(C)]
@@ -48,18 +48,18 @@ unsafe extern "C" {
     fn envoy_dynamic_module_on_network_filter_destroy(filter: *const c_void);
 }
 
-/// What the fake Envoy answers, and what it was called with.
+/// The answers of the fake Envoy, and the calls that it received.
 struct Envoy {
     remote: Option<(Buffer, u32)>,
     local: Option<(Buffer, u32)>,
     server_name: Option<Buffer>,
     accepts_override: bool,
     debug: bool,
-    /// One bit for each of the first counters: whether it is refused.
+    /// One bit for each of the first 64 counters, which is set if the counter is refused.
     refused: u64,
-    /// The first id; the next ones follow, around the end of the numbers.
+    /// The id of the first counter. The following ids wrap around.
     first_id: usize,
-    /// The names of all counters that were asked for.
+    /// The names of all counters that the module tried to define.
     counters: Vec<String>,
     calls: Vec<Call>,
 }
@@ -197,10 +197,10 @@ extern "C" fn envoy_dynamic_module_callback_network_filter_close(_filter: *mut c
     envoy(|envoy| envoy.calls.push(Call::Close));
 }
 
-/// The text of an address, how it is passed, and the port.
+/// The text of an address, the way it is passed, and the port.
 type Passed = (Vec<u8>, Quirk, u32);
 
-/// An address as Envoy passes it, and as the standard library reads it.
+/// Returns an address as Envoy passes it, and as the standard library parses it.
 fn address(input: &mut Input<'_>) -> (Option<Passed>, Option<SocketAddr>) {
     if input.one_in(16) {
         return (None, None);
@@ -217,14 +217,14 @@ fn address(input: &mut Input<'_>) -> (Option<Passed>, Option<SocketAddr>) {
     (Some((text, quirk, port)), known)
 }
 
-/// How a buffer is passed.
+/// The way a buffer is passed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Quirk {
-    /// As it is.
+    /// As a pointer to the bytes and their length.
     None,
-    /// As a null pointer with its length.
+    /// As a null pointer and the length of the bytes.
     Null,
-    /// As a dangling pointer without length.
+    /// As a dangling pointer and length 0.
     Dangling,
 }
 
@@ -246,7 +246,7 @@ impl Quirk {
     }
 }
 
-/// Loads a configuration and passes connections.
+/// Loads a configuration and passes connections to it.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let (document, quirk) = (document(&mut input), Quirk::new(&mut input));

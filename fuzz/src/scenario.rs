@@ -1,4 +1,4 @@
-//! Configurations and addresses out of few values, so that routes and connections often match.
+//! Configurations and addresses from small sets of values, so that routes and connections often match.
 
 use crate::{
     input::Input,
@@ -28,7 +28,7 @@ const ASKED: [&str; 10] =
 const PORTS: [u16; 6] = [1, 25, 80, 443, 8_080, 65_535];
 const CLUSTERS: [&str; 4] = ["a", "b", "outbound|80||c.d", "\u{e9}\"\\\n"];
 
-/// An address.
+/// Returns an address, often a known one.
 pub fn ip(input: &mut Input<'_>) -> IpAddr {
     match input.byte() {
         index @ 0..=191 => IPS[usize::from(index) % IPS.len()].parse().unwrap(),
@@ -37,12 +37,12 @@ pub fn ip(input: &mut Input<'_>) -> IpAddr {
     }
 }
 
-/// An address and a port.
+/// Returns an address and a port, often known ones.
 pub fn address(input: &mut Input<'_>) -> SocketAddr {
     SocketAddr::new(ip(input), if input.one_in(8) { u16::from_le_bytes(input.array()) } else { input.pick(&PORTS) })
 }
 
-/// A server name that a client asks for.
+/// Returns the server name that a client requests.
 pub fn server_name<'a>(input: &mut Input<'a>) -> &'a [u8] {
     if input.one_in(8) { input.text() } else { input.pick(&ASKED).as_bytes() }
 }
@@ -59,7 +59,7 @@ fn prefix(input: &mut Input<'_>) -> IpNet {
         other => other & 0x7f,
     };
     let net = IpNet::new(ip, length.min(width)).unwrap().trunc();
-    // A prefix that holds all IPv4-mapped addresses and begins with them cannot be written.
+    // The configuration cannot express a prefix whose first address is IPv4-mapped.
     match net.network() {
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => IpNet::new(IpAddr::from([0_u16; 8]), 0).unwrap(),
         _ => net,
@@ -84,7 +84,7 @@ fn route(input: &mut Input<'_>) -> Route {
     }
 }
 
-/// A valid configuration.
+/// Returns a valid configuration.
 pub fn model(input: &mut Input<'_>) -> Model {
     let routes = (0..=input.byte() % 5).map(|_| route(input)).collect();
     Model { routes, otherwise: action(input), on_error: action(input) }

@@ -1,7 +1,7 @@
 //! Server names and their patterns.
 //!
-//! Model: a pattern is a list of labels, split at the dots after one trailing dot was removed, of which only the first may be
-//! `*`; it matches a name with the same labels in lower case, or with one or more bytes in place of the `*`.
+//! Model: a pattern without its trailing dot is a list of labels, separated by dots. Only the first label may be `*`, which
+//! stands for one or more bytes of a name. Patterns and names are compared in lower case.
 
 use crate::input::Input;
 use sluice::server_name::ServerNamePattern;
@@ -10,7 +10,7 @@ fn without_trailing_dot(name: &[u8]) -> &[u8] {
     name.strip_suffix(b".").unwrap_or(name)
 }
 
-/// Whether `sluice` must accept this pattern.
+/// Returns whether `sluice` must accept this pattern.
 #[must_use]
 pub fn is_pattern(text: &[u8]) -> bool {
     let is_label = |label: &[u8]| {
@@ -23,7 +23,7 @@ pub fn is_pattern(text: &[u8]) -> bool {
     !labels.is_empty() && labels.into_iter().all(is_label)
 }
 
-/// Whether a pattern must match a name.
+/// Returns whether a pattern must match a name.
 #[must_use]
 pub fn is_match(pattern: &[u8], name: &[u8]) -> bool {
     let [pattern, name] = [pattern, name].map(|text| without_trailing_dot(text).to_ascii_lowercase());
@@ -33,7 +33,7 @@ pub fn is_match(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Reads a pattern, and compares it with a name: the rest of the data, and the same behind the pattern's own end.
+/// Parses a pattern, and matches it against the rest of the data, the pattern's text, and combinations of both.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let text = input.text();

@@ -1,9 +1,10 @@
-//! A connection as a host shows it to the filter, and what the filter must do with it, for the two boundaries.
+//! A connection as a host presents it to the filter, and the calls that the filter must make. Both boundary targets use this
+//! module.
 
 use crate::model::{Action, Model, Verdict};
 use std::net::SocketAddr;
 
-/// What a filter did: only calls that change something, or that a user sees.
+/// A call of the filter that has an effect or that a user can see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     /// The cluster was overridden with this one.
@@ -16,24 +17,24 @@ pub enum Call {
     Close,
 }
 
-/// A connection, as the host shows it.
+/// A connection as the host presents it.
 pub struct Shown<'a> {
     /// The source, if it is readable.
     pub source: Option<SocketAddr>,
     /// The destination, if it is readable.
     pub destination: Option<SocketAddr>,
-    /// The server name, or nothing.
+    /// The server name, or an empty slice.
     pub server_name: &'a [u8],
     /// Whether the host accepts an override.
     pub accepts_override: bool,
-    /// Whether the log shows debug lines.
+    /// Whether debug lines are logged.
     pub debug: bool,
 }
 
 const DEBUG: u32 = 1;
 const WARN: u32 = 3;
 
-/// The action and the calls of a filter with this configuration. `counters` are those that the host has defined.
+/// Returns the action and the calls of a filter with this configuration. `counters` are the counters that the host has defined.
 #[must_use]
 pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Action, Vec<Call>) {
     let mut calls = Vec::new();
@@ -80,7 +81,7 @@ pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Actio
     (action, calls)
 }
 
-/// The names of the counters that a filter defines, in their order.
+/// Returns the names of the counters that a filter defines, in their order.
 #[must_use]
 pub fn counters(model: &Model) -> Vec<String> {
     let routed = model.clusters().into_iter().map(|cluster| format!("sluice.routed.{cluster}"));
@@ -88,13 +89,13 @@ pub fn counters(model: &Model) -> Vec<String> {
     routed.chain(outcomes).collect()
 }
 
-/// A line for a log is short printable ASCII.
+/// Checks that a log line is short and consists of printable ASCII.
 pub fn check_line(line: &[u8]) {
     let printable = line.iter().all(|byte| matches!(byte, b' '..=b'~'));
     assert!(printable && line.len() < 2_048, "{:?}", String::from_utf8_lossy(line));
 }
 
-/// Bytes as a configuration that is not taken for a Struct, whose target is `config_struct`.
+/// Changes bytes so that the library does not treat them as a Struct, which the target `config_struct` covers.
 #[must_use]
 pub fn as_text(bytes: &[u8]) -> Vec<u8> {
     let mut document = bytes.to_vec();

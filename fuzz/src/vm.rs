@@ -1,4 +1,4 @@
-//! A proxy-wasm host that answers as a fuzzer says, around the module in `dist/`.
+//! A proxy-wasm host for the module in `dist/`, which answers as a fuzzer specifies.
 
 use crate::traffic::{Call, check_line};
 use std::{fs, path::Path};
@@ -9,32 +9,32 @@ use wasmi::{
 /// The maximum size of the linear memory, in bytes.
 const MEMORY: usize = 16 << 20;
 
-/// What a call returns.
+/// The result of a host call.
 #[derive(Clone, Default)]
 pub struct Answer {
     /// The status.
     pub status: u32,
-    /// The length, if there is no memory: the pointer is null then.
+    /// The length that is returned with a null pointer if `memory` is `None`.
     pub length: u32,
     /// The bytes that are copied into the module's memory.
     pub memory: Option<Vec<u8>>,
 }
 
 impl Answer {
-    /// Bytes behind this status.
+    /// Returns an answer with this status and these bytes.
     #[must_use]
     pub fn of(status: u32, bytes: &[u8]) -> Self {
         Self { status, length: 0, memory: Some(bytes.to_vec()) }
     }
 
-    /// What the module must read: nothing if the pointer is null, `None` if the call fails.
+    /// Returns the bytes that the module must read: none if the pointer is null, and `None` if the call fails.
     #[must_use]
     pub fn bytes(&self) -> Option<Vec<u8>> {
         (self.status == 0).then(|| self.memory.clone().unwrap_or_default())
     }
 }
 
-/// The host's answers, and what it was called with.
+/// The answers of the host, and the calls that it received.
 #[derive(Default)]
 pub struct Host {
     /// The plugin configuration.
@@ -45,19 +45,20 @@ pub struct Host {
     pub destination: Answer,
     /// `connection.requested_server_name`.
     pub server_name: Answer,
-    /// Of the foreign function.
+    /// The result of the foreign function.
     pub result: Answer,
-    /// The status of the question for the log level, and the level.
+    /// The status of the query for the log level, and the level.
     pub level: (u32, u32),
-    /// Of calls whose status the module does not look at.
+    /// The status of calls whose status the module ignores.
     pub statuses: u32,
-    /// One bit for each counter of a configuration, the last one for all others: whether it is refused.
+    /// One bit for each counter of a configuration, which is set if the counter is refused. The last bit is for all further
+    /// counters.
     pub refused: u8,
-    /// The names of all counters that were asked for. Their positions are their ids.
+    /// The names of all counters that the module tried to define. Their indices are their ids.
     pub counters: Vec<String>,
-    /// The calls.
+    /// The recorded calls.
     pub calls: Vec<Call>,
-    /// The number of counters of the configuration that is being loaded.
+    /// The number of counters that the current call has tried to define.
     asked: u32,
     limits: StoreLimits,
 }
@@ -85,7 +86,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a new instance.
+    /// Creates a new instance.
     #[must_use]
     pub fn new() -> Self {
         SHIPPED.with(|shipped| {
@@ -97,7 +98,7 @@ impl Vm {
         })
     }
 
-    /// The host.
+    /// Returns the host.
     pub fn host(&mut self) -> &mut Host {
         self.store.data_mut()
     }
@@ -141,7 +142,7 @@ fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::Error> {
                 b"source\0address" => host.source.clone(),
                 b"destination\0address" => host.destination.clone(),
                 b"connection\0requested_server_name" => host.server_name.clone(),
-                other => panic!("{other:?}"),
+                other => panic!("the module read the unexpected property {other:?}"),
             };
             give(&mut caller, &answer, to, to_size)
         },
@@ -163,7 +164,7 @@ fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::Error> {
             let message = read(&caller, data, size);
             let value = message.strip_prefix(b"\x0a\x17envoy.tcp_proxy.cluster\x12").unwrap();
             let (length, value) = value.split_first().unwrap();
-            assert_eq!(usize::from(*length), value.len(), "shorter than 128 bytes, and the span is 0");
+            assert_eq!(usize::from(*length), value.len(), "the length is one byte, and no field follows the value");
             let value = String::from_utf8(value.to_vec()).unwrap();
             caller.data_mut().calls.push(Call::Override(value));
             let answer = caller.data().result.clone();
@@ -213,7 +214,7 @@ fn write(caller: &mut Context<'_>, to: u32, bytes: &[u8]) {
     memory(caller).write(caller, to as usize, bytes).unwrap();
 }
 
-/// Passes an answer, in a block of the module's own `malloc`.
+/// Passes an answer to the module, in memory from its own `malloc`.
 fn give(caller: &mut Context<'_>, answer: &Answer, to: u32, to_size: u32) -> u32 {
     let (mut data, mut length) = (0, answer.length);
     if let Some(bytes) = &answer.memory {

@@ -1,8 +1,8 @@
-//! The shipped Wasm module in an engine, with a hostile host: any status with and without memory, null pointers with any
-//! length, configurations that are shorter or longer than announced, and the entry points in any order.
+//! The shipped Wasm module in an engine, with a hostile host: any status with and without memory, null pointers with any length,
+//! configurations that are shorter or longer than announced, and the entry points in any order.
 //!
-//! Model: a map from root contexts to configurations and the context that was created last decide which configuration a
-//! connection gets, `traffic::expected` what happens to it; and the module never traps.
+//! Model: a map from root contexts to configurations, and the context that was created last, determine the configuration of a
+//! connection. `traffic::expected` determines the calls. The module must not trap.
 
 use crate::{
     input::Input,
@@ -16,14 +16,14 @@ use std::collections::HashMap;
 
 const STATUSES: [u32; 6] = [1, 2, 7, 10, 12, 4_711];
 
-/// What the module keeps for a root context.
+/// The expected state of a root context.
 struct Root {
     model: Model,
     /// The counters that the host has defined.
     counters: Vec<String>,
 }
 
-/// Calls entry points.
+/// Calls entry points in an order that the data determines.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut vm = Vm::new();
@@ -42,7 +42,7 @@ pub fn run(data: &[u8]) {
             }
             2 | 3 => configure(&mut input, &mut vm, context, &mut roots),
             4 => {
-                // At most 64 KiB, so that the memory lasts, or more than there is.
+                // At most 64 KiB, so that the memory suffices, or more than the whole memory.
                 let size = u32::from_le_bytes(input.array());
                 let size = if size < 32 << 20 { size % (64 << 10) } else { size };
                 let block = vm.call("malloc", &[size]);
@@ -73,7 +73,7 @@ fn configure(input: &mut Input<'_>, vm: &mut Vm, context: u32, roots: &mut HashM
         2 => b"istio".to_vec(),
         _ => model(input).to_string().into_bytes(),
     };
-    // The size that is announced.
+    // The announced size.
     let size = match input.byte() {
         0 => u32::from_le_bytes(input.array()) as usize,
         1 => document.len() + 1,
@@ -104,7 +104,7 @@ fn configure(input: &mut Input<'_>, vm: &mut Vm, context: u32, roots: &mut HashM
     roots.insert(context, Root { model, counters });
 }
 
-/// What the host returns instead of these bytes, or the bytes.
+/// Returns the host's answer: usually these bytes, otherwise an error or a null pointer.
 fn answer(input: &mut Input<'_>, bytes: &[u8]) -> Answer {
     match input.byte() {
         0 => Answer { status: 0, length: u32::from_le_bytes(input.array()), memory: None },

@@ -1,4 +1,4 @@
-//! Replays the committed corpora, without libFuzzer.
+//! Replays the committed corpora without libFuzzer.
 
 use std::{fs, path::Path};
 

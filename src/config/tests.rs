@@ -1,4 +1,4 @@
-//! Configurations and what they mean; rejected ones and their errors.
+//! Accepted configurations and their meaning; rejected configurations and their errors.
 
 use super::*;
 use std::{

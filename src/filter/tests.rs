@@ -1,4 +1,4 @@
-//! What the filter reads, counts, logs and closes, and in which order, on a recording host.
+//! The filter on a recording host: what it reads, counts, logs and closes, and in which order.
 
 use super::*;
 use crate::host::recording::{Call, Recording};

@@ -17,7 +17,7 @@ use tests::{memory_grow, memory_size};
 struct Allocator {
     /// The first free block of each size, by the binary logarithm of the size. Each block holds the address of the next.
     free: [Cell<*mut u8>; 32],
-    /// Where the memory starts that was never allocated. A pointer, because the compiler does not know its address; it is
+    /// The start of the memory that was never allocated. A pointer, because the compiler does not know the address, which is
     /// outside of every Rust object.
     unused: Cell<*const u8>,
 }
@@ -31,14 +31,14 @@ static ALLOCATOR: Allocator = Allocator::new(&raw const __heap_base);
 
 #[cfg(target_arch = "wasm32")]
 unsafe extern "C" {
-    /// Where the module's stack and data end. Defined by the linker.
+    /// The end of the module's stack and data. Defined by the linker.
     static __heap_base: u8;
 }
 
 // SAFETY: without atomics a module has one thread.
 unsafe impl Sync for Allocator {}
 
-// SAFETY: a block is in use once until it is freed, and is as large and as aligned as the layout asks for: the linker aligns
+// SAFETY: a block has one user until it is freed, and is as large and as aligned as the layout asks for: the linker aligns
 // `__heap_base` to 16, sizes are multiples of 16, and no type in the module has a larger alignment.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -1,8 +1,8 @@
-//! The entry points of the shipped module: what Envoy calls, without the SDK's dispatcher.
+//! The entry points of the shipped module: the functions that Envoy calls, without the SDK's dispatcher.
 //!
-//! A proxy creates a stream context and calls its `on_new_connection` at once, on one thread, and sluice keeps nothing for a
-//! connection. So the ids of the last stream context and of its root context replace the SDK's map of boxed contexts. A
-//! connection that comes in any other order of calls is denied, never routed by another plugin's policy.
+//! A proxy creates a stream context and calls its `on_new_connection` at once, on one thread, and sluice keeps no state for a
+//! connection. So the ids of the last stream context and of its root context replace the SDK's map of boxed contexts. If a proxy
+//! calls in any other order, the connection is denied and never routed by another plugin's policy.
 #![expect(unsafe_code, reason = "exports need the ABI's names, and hosts pass memory by address")]
 
 use super::wasm::ProxyWasm;
@@ -51,7 +51,7 @@ fn find(mut link: &mut Option<Box<Root>>, context: u32) -> &mut Option<Box<Root>
 #[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn proxy_abi_version_0_2_1() {}
 
-/// Allocates memory in which the host passes something. Returns null if there is not enough, or if
+/// Allocates memory for data that the host passes to the module. Returns null if there is not enough, or if
 /// `size` is 0.
 #[cfg_attr(target_arch = "wasm32", unsafe(no_mangle))]
 extern "C" fn malloc(size: usize) -> *mut u8 {

@@ -33,11 +33,11 @@ const ABI_VERSION: &CStr = c"v0.1.0";
 
 /// Pass the connection or the data to the next filter.
 const CONTINUE: u32 = 0;
-/// Stop here.
+/// Do not pass it on.
 const STOP_ITERATION: u32 = 1;
-/// Close the connection once everything was sent.
+/// Close the connection after all data was sent.
 const FLUSH_WRITE: u32 = 0;
-/// The result of a call about metrics that succeeded.
+/// The result of a successful call about metrics.
 const METRIC_SUCCESS: u32 = 0;
 
 /// Memory that Envoy or the module owns.
@@ -64,12 +64,12 @@ impl Buffer {
         if self.data.is_null() || self.length == 0 {
             return &[];
         }
-        // SAFETY: the caller's duty.
+        // SAFETY: guaranteed by the caller.
         unsafe { core::slice::from_raw_parts(self.data, self.length) }
     }
 }
 
-/// What the module keeps for each listener.
+/// The state that the module keeps for each listener.
 struct Loaded {
     filter: Box<Filter<Configuration>>,
     panics: Option<usize>,
@@ -172,7 +172,7 @@ impl Connection for NewConnection {
 type GetAddress = unsafe extern "C" fn(*mut c_void, *mut Buffer, *mut u32) -> bool;
 
 impl NewConnection {
-    /// Reads an address, which Envoy returns without port and brackets, and writes it as Envoy's attributes have it.
+    /// Reads an address, which Envoy returns without port and brackets, and writes it in the form of Envoy's attributes.
     fn address(&self, get: GetAddress) -> Result<Vec<u8>, Status> {
         let (mut ip, mut port) = (Buffer::EMPTY, 0);
         // SAFETY: Envoy passed the pointer and waits for this call, and it writes a buffer and a u32.
@@ -267,7 +267,7 @@ fn guard(connection: &NewConnection, panics: Option<&usize>, decide: impl FnOnce
     }
 }
 
-/// Passes data on. Envoy requires this entry point and calls it for each piece of data from the client.
+/// Passes data from the client on. Envoy requires this entry point and calls it for each piece of data.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_network_filter_read(
     _envoy: *mut c_void,
@@ -278,7 +278,7 @@ extern "C" fn envoy_dynamic_module_on_network_filter_read(
     CONTINUE
 }
 
-/// The same for data to the client.
+/// Passes data to the client on. Envoy requires this entry point.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_network_filter_write(
     _envoy: *mut c_void,
@@ -289,11 +289,11 @@ extern "C" fn envoy_dynamic_module_on_network_filter_write(
     CONTINUE
 }
 
-/// Ignores what else happens to a connection. Envoy requires this entry point.
+/// Ignores other events of a connection. Envoy requires this entry point.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_network_filter_event(_envoy: *mut c_void, _loaded: *const c_void, _event: u32) {}
 
-/// Ends a connection, for which nothing was allocated. Envoy requires this entry point.
+/// Ends a connection. There is nothing to free. Envoy requires this entry point.
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_network_filter_destroy(_loaded: *const c_void) {}
 

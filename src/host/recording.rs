@@ -61,7 +61,7 @@ impl Default for Recording {
 }
 
 impl Recording {
-    /// Returns the calls since the last time.
+    /// Returns the calls since the last call of this function.
     pub fn take_calls(&self) -> Vec<Call> {
         self.calls.take()
     }

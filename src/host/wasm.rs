@@ -34,7 +34,7 @@ impl ProxyWasm {
     /// Reads the plugin configuration, of the size that `on_configure` received.
     pub fn plugin_configuration(&self, size: usize) -> Result<Box<[u8]>, Status> {
         if size == 0 {
-            return Ok(Box::default()); // the host has nothing to return
+            return Ok(Box::default()); // the host has no bytes to return
         }
         receive(|data, length| {
             // SAFETY: the host writes an address and a size.
@@ -98,7 +98,7 @@ impl Connection for ProxyWasm {
                 )
             }
         })
-        .map(drop) // the function returns nothing of use
+        .map(drop) // the function returns no useful data
     }
 
     fn increment(&self, counter: &CounterId) {

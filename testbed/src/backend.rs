@@ -19,14 +19,14 @@ impl Backend {
         let address = listener.local_addr()?;
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                // A client that has disconnected gets nothing. A test that waits for the name fails then.
+                // This fails if the client has disconnected. A test that waits for the name fails then, too.
                 thread::spawn(move || greet(&client, name));
             }
         });
         Ok(Self { address })
     }
 
-    /// The address on which it listens.
+    /// Returns the address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -24,8 +24,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// The file of this name in `envoy-docker/`, with the ports of the admin interface and of the listener left to the
-    /// kernel. On a machine without IPv6, the listener takes IPv4 only.
+    /// Reads the file of this name in `envoy-docker/`. The kernel chooses the ports of the admin interface and of the listener.
+    /// On a machine without IPv6, the listener accepts IPv4 only.
     pub fn shipped(name: &str) -> Result<Self> {
         let path = root().join("envoy-docker").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -34,12 +34,12 @@ impl Config {
         if has_ipv6() { Ok(config) } else { config.with("\"::\"", "0.0.0.0")?.with("ipv4_compat: true", "") }
     }
 
-    /// The file as shipped.
+    /// Reads a file without changes.
     pub fn file(path: &Path) -> Result<Self> {
         fs::read_to_string(path).map(Self::from).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// The configuration with the module of this path. A module whose name ends with `.so` is native.
+    /// Returns the configuration with the module at this path. A module whose name ends with `.so` is native.
     pub fn with_module(&self, module: &Path) -> Result<Self> {
         if module.extension().is_some_and(|extension| extension == "so") {
             let name = module.file_stem().and_then(|name| name.to_str()?.strip_prefix("lib"));
@@ -51,8 +51,7 @@ impl Config {
         self.with("/etc/envoy/sluice.wasm", module)
     }
 
-    /// The configuration with the native module of this name in place of the Wasm module, and the same plugin
-    /// configuration.
+    /// Returns the configuration with the native module of this name instead of the Wasm module, and the same plugin configuration.
     pub fn native(&self, name: &str) -> Result<Self> {
         let lines: Vec<&str> = self.text.lines().collect();
         let is_wasm = |line: &&str| line.contains("envoy.extensions.filters.network.wasm.v3.Wasm");
@@ -65,7 +64,7 @@ impl Config {
         let mut native = vec![
             filter[0].to_owned(),
             format!("{indent}\"@type\": {DYNAMIC_MODULE}"),
-            // The comments of the shipped files. A test compares them with this.
+            // The comments are those of the shipped files, which a test compares with this text.
             format!("{indent}# Envoy looks for libsluice.so in the folder that {SEARCH_PATH} names. With the"),
             format!("{indent}# namespace of Wasm's counters, the counters have the same names."),
             format!("{indent}dynamic_module_config: {{ name: {name}, metrics_namespace: wasmcustom }}"),
@@ -78,31 +77,31 @@ impl Config {
         self.with(&(filter.join("\n") + "\n"), &(native.join("\n") + "\n"))
     }
 
-    /// The configuration with this address in place of the shipped backend port on 127.0.0.1.
+    /// Returns the configuration with the port of this address instead of the shipped backend port on 127.0.0.1.
     pub fn with_backend(&self, shipped: u16, address: SocketAddr) -> Result<Self> {
         self.with(&format!("port_value: {shipped}"), &format!("port_value: {}", address.port()))
     }
 
-    /// The configuration with a text replaced. The text must occur exactly once.
+    /// Returns the configuration with a text replaced. Fails unless the text occurs exactly once.
     pub fn with(&self, from: &str, to: &str) -> Result<Self> {
         let times = self.text.matches(from).count();
-        ensure!(times == 1, "the configuration holds {from:?} {times} times, not once");
+        ensure!(times == 1, "the configuration contains {from:?} {times} times, not once");
         Ok(Self { text: self.text.replacen(from, to, 1), ..self.clone() })
     }
 
-    /// The configuration with all occurrences of a text replaced. There must be at least one.
+    /// Returns the configuration with all occurrences of a text replaced. Fails if there is none.
     pub fn with_each(&self, from: &str, to: &str) -> Result<Self> {
-        ensure!(self.text.contains(from), "the configuration does not hold {from:?}");
+        ensure!(self.text.contains(from), "the configuration does not contain {from:?}");
         Ok(Self { text: self.text.replace(from, to), ..self.clone() })
     }
 
-    /// The text, as Envoy reads it.
+    /// Returns the text, as Envoy reads it.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The environment variables that Envoy needs with this configuration.
+    /// Returns the environment variable that Envoy needs with this configuration, if any.
     pub fn environment(&self) -> Option<(&'static str, &Path)> {
         Some((SEARCH_PATH, self.module_folder.as_deref()?))
     }
@@ -114,7 +113,7 @@ impl From<String> for Config {
     }
 }
 
-/// The first line and the following lines that are indented more.
+/// Returns the first line and the following lines that are indented more.
 fn block<'a, 'b>(lines: &'a [&'b str]) -> &'a [&'b str] {
     let outside = |line: &&str| indentation(line) <= indentation(lines[0]);
     let length = lines.iter().skip(1).position(outside).map_or(lines.len(), |length| length + 1);
@@ -125,13 +124,13 @@ fn indentation(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// Whether sockets can listen on IPv6 addresses on this machine.
+/// Returns whether sockets can listen on IPv6 addresses on this machine.
 #[must_use]
 pub fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// A configuration with this number of routes. Each has a source prefix within 172.16.0.0/12, except the last one, which
+/// Returns a configuration with this number of routes. Each has a source prefix within 172.16.0.0/12, except the last one, which
 /// matches every other source.
 #[must_use]
 pub fn table_of(routes: usize) -> String {
@@ -141,8 +140,8 @@ pub fn table_of(routes: usize) -> String {
     format!(r#"{{"routes":[{others}{{"clusters":["egress1","egress2"]}}],"otherwise":"deny"}}"#)
 }
 
-/// A configuration whose `clusters` lists have this number of entries together, which repeat this number of names. New names
-/// come in descending order, the slowest one for a parser that sorts them.
+/// Returns a configuration whose `clusters` lists contain `entries` entries in total, which repeat `names` names. New names
+/// occur in descending order, which is the slowest order for a parser that sorts them.
 #[must_use]
 pub fn table_of_clusters(names: usize, entries: usize) -> String {
     let entry = |index: usize| format!(r#""cluster-{:04}""#, names - 1 - index % names);
@@ -152,8 +151,8 @@ pub fn table_of_clusters(names: usize, entries: usize) -> String {
     format!(r#"{{"routes":[{}],"otherwise":"deny"}}"#, routes.join(","))
 }
 
-/// The configuration at all limits: 1,024 routes, 1,024 different clusters, 16,384 entries in all `clusters` lists together, and
-/// 256 KiB. The last route matches every source outside 172.16.0.0/12, and takes `egress1` and `egress2`.
+/// Returns a configuration at all limits: 1,024 routes, 1,024 different clusters, 16,384 entries in all `clusters` lists together,
+/// and 256 KiB. The last route matches every other source, and selects `egress1` or `egress2`.
 #[must_use]
 pub fn table_at_limits() -> String {
     let list = |names: Vec<String>| format!(r#"{{"clusters":[{}]"#, names.join(","));

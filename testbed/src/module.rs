@@ -65,7 +65,7 @@ pub fn shipped() -> Result<PathBuf> {
     built(DIST)
 }
 
-/// Returns the path of the module that a plain `cargo build` gives, on the SDK's dispatcher. Fails if it is not built.
+/// Returns the path of the module of a plain `cargo build`, which uses the SDK's dispatcher. Fails if it is not built.
 pub fn sdk() -> Result<PathBuf> {
     built("target/wasm32-unknown-unknown/release/sluice.wasm")
 }

@@ -1,5 +1,5 @@
-//! Hosts on one bridge, each in a network namespace of its own. Only this process holds the namespaces, so they are removed
-//! when their owner is dropped or the process ends, even if it is killed.
+//! Hosts on one bridge, each in its own network namespace. Only this process holds the namespaces. So they are removed when their
+//! owner is dropped or when the process ends, even if it is killed.
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -21,7 +21,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes a bridge. Needs root.
+    /// Creates a bridge. Requires root.
     pub fn new() -> Result<Self> {
         let bridge = Host::alone()?;
         bridge.ip("link add bridge type bridge mcast_snooping 0")?;
@@ -52,16 +52,16 @@ impl Network {
 #[derive(Clone)]
 pub struct Host {
     namespace: Arc<File>,
-    /// Keeps the bridge for as long as the host exists.
+    /// Keeps the bridge alive while the host exists.
     bridge: Option<Arc<File>>,
 }
 
 impl Host {
-    /// Makes a host with a loopback interface only.
+    /// Creates a host with a loopback interface only.
     pub fn alone() -> Result<Self> {
         let made = thread::scope(|scope| {
             let thread = scope.spawn(|| -> Result<File> {
-                unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+                unshare(CloneFlags::CLONE_NEWNET).context("cannot create a network namespace")?;
                 Ok(File::open("/proc/thread-self/ns/net")?)
             });
             thread.join().expect("neither of the two calls panics")
@@ -71,19 +71,19 @@ impl Host {
         Ok(host)
     }
 
-    /// The host in which a process of this machine runs.
+    /// Returns the host in which a process of this machine runs.
     pub fn of_process(id: u32) -> Result<Self> {
         let path = format!("/proc/{id}/ns/net");
         let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
         Ok(Self { namespace: Arc::new(namespace), bridge: None })
     }
 
-    /// The path by which other processes find the namespace while this host exists.
+    /// Returns the path by which other processes find the namespace while this host exists.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd())
     }
 
-    /// Runs a function on a thread in the host. Sockets stay in the host in which they were made.
+    /// Runs a function on a thread in the host. Sockets stay in the host in which they were created.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let thread = move || {
             setns(&*self.namespace, CloneFlags::CLONE_NEWNET).expect("the namespace is ours and open");
@@ -95,7 +95,7 @@ impl Host {
         }
     }
 
-    /// A command that runs a program in the host.
+    /// Returns a command that runs a program in the host.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -103,7 +103,7 @@ impl Host {
         command
     }
 
-    /// Runs a program with arguments, which are separated at spaces. Fails if the program fails.
+    /// Runs a program with arguments, which are separated by spaces. Fails if the program fails.
     pub fn call(&self, program: &str, arguments: &str) -> Result<()> {
         let output = self.command(program).args(arguments.split(' ')).output();
         let output = output.context("cannot start nsenter")?;
@@ -117,7 +117,7 @@ impl Host {
     }
 }
 
-/// Returns why hosts cannot be made here, or `None` if they can.
+/// Returns the reason why hosts cannot be created on this machine, or `None` if they can.
 pub fn hindrance() -> Option<String> {
     let trial = || Network::new()?.host(&["192.0.2.1/24", "2001:db8::1/64"]);
     trial().err().map(|error| format!("{error:#}"))

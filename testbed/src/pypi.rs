@@ -31,7 +31,7 @@ pub fn unpacked(package: &str, version: &str, folder: &str, programs: &[&str]) -
     }
     let parent = path.parent().context("no parent folder")?;
     fs::create_dir_all(parent)?;
-    // Unpacked elsewhere and renamed, so that an interrupted download is not taken for a finished one.
+    // The package is unpacked elsewhere and then renamed, so that an interrupted download does not look complete.
     let partial = TempDir::new_in(parent)?;
     install(package, version, partial.path())?;
     for program in programs {
@@ -47,7 +47,7 @@ pub fn unpacked(package: &str, version: &str, folder: &str, programs: &[&str]) -
     Ok(path)
 }
 
-/// Installs a wheel into a folder. Pip compares its hash with the list.
+/// Installs a wheel into a folder. Pip checks its hash against the list.
 fn install(package: &str, version: &str, folder: &Path) -> Result<()> {
     let (lock, prefix) = (read()?, format!("{package}=={version} "));
     let pin = lock.lines().find(|line| line.starts_with(&prefix));

@@ -1,4 +1,4 @@
-//! An Envoy that takes its listeners from a file, so that they can be replaced while it runs.
+//! An Envoy that reads its listeners from a file, so that they can be replaced while it runs.
 
 use crate::{Config, Envoy, Host};
 use anyhow::{Context, Result};
@@ -47,7 +47,7 @@ impl Watching {
         };
         let workers = arguments.iter().skip_while(|argument| **argument != "--concurrency").nth(1);
         let workers = workers.map_or(Ok(2), |workers| workers.parse())?;
-        envoy.await_stat("listener_manager.listener_create_success", workers)?; // counted by each worker
+        envoy.await_stat("listener_manager.listener_create_success", workers)?; // each worker counts it
         Ok(Self { envoy, listeners, folder })
     }
 

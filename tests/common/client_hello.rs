@@ -1,11 +1,11 @@
-//! The first message of a TLS client.
+//! The ClientHello, the first message of a TLS client.
 
 use anyhow::Result;
 use std::sync::Arc;
 
 /// Returns a ClientHello that asks for this server name.
 pub fn client_hello(name: &str) -> Result<Vec<u8>> {
-    // rustls removes a trailing dot. So a letter stands for it, and is replaced in the message.
+    // rustls removes a trailing dot, so a letter stands for the dot and is replaced in the encoded message.
     let placeholder = name.strip_suffix('.').map(|name| format!("{name}x"));
     let roots = rustls::RootCertStore::empty();
     let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();

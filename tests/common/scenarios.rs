@@ -6,15 +6,15 @@ use Outcome::{Closed, Cluster, DefaultCluster};
 /// The outcome of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is routed to this cluster.
+    /// The connection is routed to this cluster.
     Cluster(&'static str),
-    /// It keeps the cluster that `tcp_proxy` is configured with.
+    /// The connection keeps the cluster that `tcp_proxy` is configured with.
     DefaultCluster,
-    /// It is closed.
+    /// The connection is closed.
     Closed,
 }
 
-/// A configuration, and connections: source, destination, server name, outcome.
+/// A configuration, and connections given by their source, destination, server name and outcome.
 pub struct Scenario<'a> {
     pub name: &'a str,
     pub config: &'a str,

@@ -1,4 +1,4 @@
-//! A configuration as the bytes of a `google.protobuf.Struct`.
+//! Encodes a configuration as a `google.protobuf.Struct`.
 
 use prost::Message;
 use prost_types::{ListValue, Struct, value::Kind};

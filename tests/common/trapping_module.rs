@@ -1,4 +1,4 @@
-//! A module that traps.
+//! A Wasm module that traps.
 
 use anyhow::Result;
 use std::{

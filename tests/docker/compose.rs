@@ -1,4 +1,4 @@
-//! Docker Compose with the shipped file.
+//! Runs Docker Compose with the shipped files.
 
 use anyhow::{Result, ensure};
 use std::{
@@ -27,37 +27,49 @@ pub fn read(command: &mut Command) -> Result<String> {
 pub struct Compose<'a> {
     pub program: &'a [&'a str],
     module: Module,
+    overlay: Option<&'a str>,
     _lock: MutexGuard<'static, ()>,
 }
 
 impl<'a> Compose<'a> {
-    /// Waits for the other tests. Starts no service.
+    /// Waits until no other test uses Docker Compose. Starts no service.
     pub fn new(program: &'a [&'a str], module: Module) -> Self {
         static LOCK: Mutex<()> = Mutex::new(());
-        Self { program, module, _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
+        Self { program, module, overlay: None, _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Starts all services.
     pub fn up(program: &'a [&'a str], module: Module) -> Result<Self> {
-        let compose = Self::new(program, module);
-        compose.call(&["up", "--detach"])?;
+        Self::new(program, module).start()
+    }
+
+    /// Starts all services, those of this file too.
+    pub fn up_with(program: &'a [&'a str], overlay: &'a str) -> Result<Self> {
+        let mut compose = Self::new(program, Module::Wasm);
+        compose.overlay = Some(overlay);
+        compose.start()
+    }
+
+    fn start(self) -> Result<Self> {
+        self.call(&["up", "--detach"])?;
         for router in ["egress-router1", "egress-router1b", "egress-router2", "egress-router2b"] {
-            compose.inside(
+            self.inside(
                 "client-even",
                 &format!("curl --silent --fail --retry 20 --retry-connrefused {router}:8082/ready"),
             )?;
         }
-        Ok(compose)
+        Ok(self)
     }
 
     /// Runs Docker Compose with these arguments and returns its output.
     pub fn call(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.program[0]);
-        let files: &[&str] = match self.module {
-            Module::Wasm => &[],
-            Module::Native => &["--file", "compose.yaml", "--file", "compose.native.yaml"],
-        };
-        read(command.args(&self.program[1..]).args(files).args(arguments).current_dir(folder()))
+        command.args(&self.program[1..]);
+        let native = (self.module == Module::Native).then_some("compose.native.yaml");
+        if let Some(file) = native.or(self.overlay) {
+            command.args(["--file", "compose.yaml", "--file", file]);
+        }
+        read(command.args(arguments).current_dir(folder()))
     }
 
     /// Runs a command, whose words are separated by spaces, in the container of a service and returns its output.
@@ -71,7 +83,7 @@ impl<'a> Compose<'a> {
         Ok(self.call(&["ps", "--quiet", service])?.trim().to_owned())
     }
 
-    /// Returns the counters of the Envoy of a service, from inside its network namespace.
+    /// Returns the statistics of a service's Envoy, read inside its network namespace.
     pub fn stats(&self, service: &str) -> Result<String> {
         if service == "sidecar" {
             let get = "curl --silent --fail --unix-socket /run/sluice/admin.sock http://sidecar/stats";
@@ -82,7 +94,7 @@ impl<'a> Compose<'a> {
         read(Command::new("docker").args(["run", "--rm", "--network", &network]).args(get))
     }
 
-    /// Waits until this number of lines in the log of a service contain all of these words.
+    /// Waits until exactly `times` lines in the log of a service contain all of these words.
     pub fn await_lines(&self, service: &str, words: &[&str], times: usize) -> Result<()> {
         let started = Instant::now();
         loop {

@@ -1,6 +1,6 @@
 //! The containers of `envoy-docker/compose.yaml`, as shipped, on a separate Docker engine that `make test-docker` starts as
-//! root. No registry is used: the image of Envoy is made from the pinned program and its libraries, under the name of the
-//! official image, and debootstrap makes the base of the image with the tools.
+//! root. The tests use no registry: `make test-docker` builds Envoy's image from the pinned program and its libraries, under
+//! the name of the official image, and the base of the tools' image with debootstrap.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -14,12 +14,12 @@
 mod compose;
 mod scenarios;
 
-/// Defines the tests for a program of Docker Compose.
+/// Defines the tests for one command of Docker Compose.
 macro_rules! tests {
     ($program:expr) => {
         #[test]
-        fn the_readme_can_be_followed() -> anyhow::Result<()> {
-            crate::scenarios::the_readme_can_be_followed(&$program)
+        fn the_commands_of_the_readme_print_what_it_shows() -> anyhow::Result<()> {
+            crate::scenarios::the_commands_of_the_readme_print_what_it_shows(&$program)
         }
 
         #[test]
@@ -64,6 +64,16 @@ mod compose_2 {
     use testbed::Module;
 
     tests!(["docker", "compose"]);
+
+    #[test]
+    fn with_failover_clients_of_a_stopped_egress_use_the_other() -> anyhow::Result<()> {
+        crate::scenarios::with_failover_clients_of_a_stopped_egress_use_the_other(&["docker", "compose"])
+    }
+
+    #[test]
+    fn each_tenant_reaches_its_own_destinations_only() -> anyhow::Result<()> {
+        crate::scenarios::each_tenant_reaches_its_own_destinations_only(&["docker", "compose"])
+    }
 
     #[test]
     fn the_demo_names_missing_requirements() -> anyhow::Result<()> {

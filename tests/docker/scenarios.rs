@@ -1,4 +1,4 @@
-//! The tests, for any program of Docker Compose.
+//! The tests, for any command of Docker Compose.
 
 use crate::compose::{Compose, folder, read};
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use std::{
 };
 use testbed::{Module, envoy};
 
-pub fn the_readme_can_be_followed(program: &[&str]) -> Result<()> {
+pub fn the_commands_of_the_readme_print_what_it_shows(program: &[&str]) -> Result<()> {
     let compose = Compose::new(program, Module::Wasm);
     let readme = fs::read_to_string(folder().join("README.md"))?;
     let mut followed = 0;
@@ -27,7 +27,7 @@ pub fn the_readme_can_be_followed(program: &[&str]) -> Result<()> {
         }
         if let Some(session) = block.strip_prefix("console\n") {
             for command in session.split("$ ").skip(1) {
-                let (command, expected) = command.split_once('\n').context("a command without an end")?;
+                let (command, expected) = command.split_once('\n').context("a command must end with a line break")?;
                 let started = Instant::now();
                 loop {
                     let (_, output) = shell(&compose, command)?;
@@ -52,7 +52,7 @@ pub fn the_readme_can_be_followed(program: &[&str]) -> Result<()> {
 
 /// Runs a command of README.md. Returns whether it succeeded, and its output.
 fn shell(compose: &Compose, command: &str) -> Result<(bool, String)> {
-    // As README.md says for the older program.
+    // README.md tells users of the older program to say `docker-compose`.
     let older = r#"docker() { shift; case $1 in exec) shift; set -- exec -T "$@" ;; esac; docker-compose "$@"; }"#;
     let prelude = if compose.program.len() == 1 { older } else { "" };
     let mut shell = Command::new("sh");
@@ -61,7 +61,7 @@ fn shell(compose: &Compose, command: &str) -> Result<(bool, String)> {
     Ok((output.status.success(), String::from_utf8(output.stdout)?))
 }
 
-/// Masks what differs between runs: times, the ports of clients, and the size of the request of curl.
+/// Masks the values that differ between runs: times, the ports of clients, and the size of curl's request.
 fn masked(line: &str) -> String {
     let Some(json) = line.find("{\"").and_then(|start| serde_json::from_str::<serde_json::Value>(&line[start..]).ok())
     else {
@@ -128,18 +128,53 @@ pub fn a_stopped_router_is_replaced_by_the_second_one(program: &[&str]) -> Resul
     let compose = Compose::up(program, Module::Wasm)?;
     let started = Instant::now();
     compose.call(&["stop", "egress-router2"])?;
-    assert!(started.elapsed() < Duration::from_secs(30), "it did not drain: {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "stopping the router took {:?}", started.elapsed());
     let get = "curl --silent --show-error --max-time 20 http://[2001:db8::80]";
     assert_eq!(compose.inside("application", get)?, "source=2001:db8::24 destination=2001:db8::80 port=80\n");
     compose.call(&["stop", "egress-router2b"])?;
     let refused = compose.inside("application", "curl --silent --show-error --max-time 20 http://[2001:db8::80]");
     let error = format!("{:#}", refused.expect_err("an answer came through a stopped router"));
-    assert!(error.contains("(52)") || error.contains("(56)"), "it was not closed: {error}"); // an empty reply, or a reset
+    assert!(
+        error.contains("(52)") || error.contains("(56)"),
+        "expected curl to report an empty reply or a reset: {error}"
+    );
     let output = compose.inside("application", "curl --silent --max-time 20 http://198.51.100.80")?;
     assert_eq!(output, "source=198.51.100.21 destination=198.51.100.80 port=80\n");
     compose.call(&["start", "egress-router2"])?;
     let again = "curl --silent --max-time 20 --retry 20 --retry-all-errors http://[2001:db8::80]";
     assert_eq!(compose.inside("application", again)?, "source=2001:db8::22 destination=2001:db8::80 port=80\n");
+    Ok(())
+}
+
+pub fn with_failover_clients_of_a_stopped_egress_use_the_other(program: &[&str]) -> Result<()> {
+    let compose = Compose::up_with(program, "compose.failover.yaml")?;
+    let get = "curl --silent --show-error --max-time 20 http://[2001:db8::80]";
+    assert_eq!(compose.inside("application", get)?, "source=2001:db8::22 destination=2001:db8::80 port=80\n");
+    compose.call(&["stop", "egress-router2", "egress-router2b"])?;
+    assert_eq!(compose.inside("application", get)?, "source=2001:db8::21 destination=2001:db8::80 port=80\n");
+    Ok(())
+}
+
+pub fn each_tenant_reaches_its_own_destinations_only(program: &[&str]) -> Result<()> {
+    let compose = Compose::up_with(program, "compose.tenants.yaml")?;
+    // The last octets are even, so both leave through egress1. Tenant A may use port 80 only.
+    let (http, mail) =
+        ("curl --silent --show-error --max-time 20 http://198.51.100.80", "nc -d -w 20 198.51.100.80 25");
+    let answer = |port: u16| format!("source=198.51.100.21 destination=198.51.100.80 port={port}\n");
+    for (application, command, expected) in [
+        ("application-a", http, answer(80)),
+        ("application-a", mail, String::new()),
+        ("application-b", http, answer(80)),
+        ("application-b", mail, answer(25)),
+    ] {
+        assert_eq!(compose.inside(application, command)?, expected, "{application}: {command}");
+    }
+    for (tenant, chain, count) in
+        [("tenant-a", "tenant-a", 1), ("tenant-a", "forbidden", 1), ("tenant-b", "tenant-b", 2)]
+    {
+        let identity = format!("\"identity\":\"spiffe://sluice.example/{tenant}\"");
+        compose.await_lines("egress-router1", &[&identity, &format!("\"chain\":\"{chain}\"")], count)?;
+    }
     Ok(())
 }
 
@@ -161,12 +196,11 @@ pub fn running_containers_are_not_root_and_have_no_capabilities(program: &[&str]
             assert_eq!(fact(capabilities), Some("0000000000000000"), "{name} {capabilities}");
         }
         assert_eq!(fact("NoNewPrivs:"), Some("1"), "{name}");
-        let root =
-            facts.lines().find(|line| line.split(' ').nth(1) == Some("/")).context("the root is not in the mounts")?;
+        let root = facts.lines().find(|line| line.split(' ').nth(1) == Some("/")).context("no mount of /")?;
         assert!(root.contains(" ro,"), "{name}: {root}");
         checked += 1;
     }
-    assert_eq!(checked, 13, "running containers");
+    assert_eq!(checked, 13, "the number of running containers");
     Ok(())
 }
 

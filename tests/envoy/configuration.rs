@@ -1,4 +1,4 @@
-//! Loading a configuration when Envoy starts.
+//! Loads configurations when Envoy starts.
 
 use crate::proxy::{
     LOCALHOST, answer, answer_to, first_bytes, scenario_envoy, standalone, standalone_with, start, start_error,
@@ -13,14 +13,14 @@ use testbed::{
 
 for_each_module! {
     an_absent_and_an_empty_configuration_mean_standalone,
-    an_empty_struct_has_a_meaning_of_its_own,
+    an_empty_struct_means_standalone_to_wasm_and_is_rejected_by_the_native_module,
     a_table_may_be_a_string,
     envoy_does_not_start_with_an_unknown_preset,
     envoy_does_not_start_with_an_invalid_table,
     the_largest_table_loads_within_100_ms_more_than_a_preset,
 }
 
-/// The module is at the path that the file names, in a mount namespace. If that cannot be created, the path is replaced.
+/// Mounts the module at the path that the file names. If no mount namespace can be created, the path is replaced.
 #[test]
 fn every_shipped_configuration_is_valid_as_shipped() -> Result<()> {
     let program = envoy::program()?;
@@ -45,7 +45,7 @@ fn every_shipped_configuration_is_valid_as_shipped() -> Result<()> {
         assert!(log.contains("' OK"), "{log}");
         validated += 1;
     }
-    assert_eq!(validated, 5, "configurations of Envoy");
+    assert_eq!(validated, 5, "the number of Envoy configurations");
     Ok(())
 }
 
@@ -53,15 +53,15 @@ fn every_shipped_configuration_is_valid_as_shipped() -> Result<()> {
 fn validate_unchanged(program: &Path, file: &Path) -> Result<Option<(bool, String)>> {
     let etc = tempfile::tempdir()?;
     fs::create_dir(etc.path().join("envoy"))?;
-    // Envoy wants the files of secrets and endpoints to exist; what they contain is read when it serves.
+    // Envoy requires the files of secrets and endpoints to exist, but reads their contents only when it serves.
     for name in ["sluice/identity.yaml", "sluice/trust.yaml", "endpoints/egress1.yaml", "endpoints/egress2.yaml"] {
         let path = etc.path().join(name);
-        fs::create_dir_all(path.parent().context("a folder")?)?;
+        fs::create_dir_all(path.parent().context("the path has no folder")?)?;
         fs::write(path, "resources: []")?;
     }
     for module in [Module::Wasm, Module::Native] {
         let module = module.path()?;
-        fs::copy(&module, etc.path().join("envoy").join(module.file_name().context("a file")?))?;
+        fs::copy(&module, etc.path().join("envoy").join(module.file_name().context("the module has no file name")?))?;
     }
     for user in [&[][..], &["--user", "--map-root-user"]] {
         let shell = |script: &str| {
@@ -97,8 +97,8 @@ fn an_absent_and_an_empty_configuration_mean_standalone(module: Module) -> Resul
     Ok(())
 }
 
-/// Envoy gives a Wasm module the bytes of a Struct, and a native one its JSON text: an empty Struct is empty for the former.
-fn an_empty_struct_has_a_meaning_of_its_own(module: Module) -> Result<()> {
+/// Envoy passes a Struct to a Wasm module as protobuf bytes, which are empty for an empty Struct, and to a native module as JSON.
+fn an_empty_struct_means_standalone_to_wasm_and_is_rejected_by_the_native_module(module: Module) -> Result<()> {
     let config = scenario_envoy(&module.path()?, "{}")?;
     match module {
         Module::Wasm => {
@@ -149,19 +149,19 @@ fn envoy_does_not_start_with_an_invalid_table(module: Module) -> Result<()> {
     Ok(())
 }
 
-/// With Wasm two VMs load the configuration: one of the main thread, to validate it, and one of the worker.
+/// With Wasm, two VMs load the configuration: the main thread's, to validate it, and the worker's.
 fn the_largest_table_loads_within_100_ms_more_than_a_preset(module: Module) -> Result<()> {
     const RUNS: usize = 5;
     let table = table_of_clusters(1_024, 16_384);
     assert!(table.len() <= 256 << 10, "{} bytes", table.len());
     let least_cpu = |config: &Config| -> Result<Duration> {
         let runs: Result<Vec<Duration>> = (0..RUNS).map(|_| cpu_to_load(config)).collect();
-        runs?.into_iter().min().context("no run")
+        runs?.into_iter().min().context("nothing was measured")
     };
     let preset = least_cpu(&standalone(module)?)?;
     let table = least_cpu(&standalone_with(module, &table)?)?;
     println!("CPU time to start Envoy: {preset:?} with a preset, {table:?} with the largest table");
-    assert!(table <= preset + Duration::from_millis(100), "{table:?}, {preset:?} with a preset");
+    assert!(table <= preset + Duration::from_millis(100), "{table:?} with the largest table, {preset:?} with a preset");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `make demo`, as a user runs and interrupts it.
+//! Runs and interrupts `make demo` as a user does.
 
 use anyhow::{Context, Result};
 use std::{
@@ -48,7 +48,7 @@ fn the_demo_shows_the_egress_of_each_source(module: Module) -> Result<()> {
 }
 
 #[test]
-fn the_demo_without_a_network_namespace_names_its_sources() -> Result<()> {
+fn the_demo_without_a_network_namespace_explains_its_ipv6_sources() -> Result<()> {
     let folder = tempfile::tempdir()?;
     std::os::unix::fs::symlink("/bin/false", folder.path().join("unshare"))?;
     let path = env::join_paths(
@@ -63,7 +63,7 @@ fn the_demo_without_a_network_namespace_names_its_sources() -> Result<()> {
 }
 
 #[test]
-fn the_demo_fails_with_a_reason() -> Result<()> {
+fn the_demo_reports_why_it_fails() -> Result<()> {
     let output = command()?.env("ENVOY", "/bin/false").output()?;
     let why = String::from_utf8(output.stderr)?;
     assert!(!output.status.success() && why.contains("error: Envoy did not start: exit status: 1"), "{why}");
@@ -83,16 +83,16 @@ fn the_demo_fails_with_a_reason() -> Result<()> {
 fn an_interrupted_demo_leaves_no_process_behind() -> Result<()> {
     let mut demo = demo()?;
     // The demo prints this line once Envoy runs.
-    let mut lines = BufReader::new(demo.stdout.take().context("a pipe")?).lines();
+    let mut lines = BufReader::new(demo.stdout.take().context("standard output is not a pipe")?).lines();
     let listener = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("listener")));
     if listener.is_none() {
         let mut why = String::new();
-        demo.stderr.take().context("a pipe")?.read_to_string(&mut why)?;
+        demo.stderr.take().context("standard error is not a pipe")?.read_to_string(&mut why)?;
         panic!("the demo ended early: {why}");
     }
     let children = children(demo.id())?;
-    assert_eq!(children.len(), 1, "Envoy is the only child of the demo");
-    let interrupt = format!("kill -INT {}", demo.id()); // the built-in of the shell: a bare Debian has no program kill
+    assert_eq!(children.len(), 1, "Envoy must be the only child of the demo");
+    let interrupt = format!("kill -INT {}", demo.id()); // uses the shell's built-in, because a minimal Debian has no program kill
     assert!(Command::new("sh").args(["-c", &interrupt]).status()?.success());
     assert!(!demo.wait()?.success(), "the demo was not interrupted");
     let started = Instant::now();

@@ -24,7 +24,7 @@ fn a_missing_cluster_fails_only_its_own_connections(module: Module) -> Result<()
     Ok(())
 }
 
-/// The cluster of tcp_proxy answers here, so that a connection that passes is noticed.
+/// The default cluster has a backend here, so that the test notices a connection that gets through.
 #[test]
 fn a_trapping_wasm_module_passes_no_connection_and_is_reloaded() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -42,11 +42,15 @@ fn a_trapping_wasm_module_passes_no_connection_and_is_reloaded() -> Result<()> {
     let upstream = "cluster.egress1.upstream_cx_total";
     let mut established = [connect(LOCALHOST, address)?, connect(LOCALHOST, address)?];
     envoy.await_stat(upstream, 2)?;
-    assert_eq!(connect(LOCALHOST, address)?.read(&mut [0])?, 0, "the module trapped");
+    assert_eq!(
+        connect(LOCALHOST, address)?.read(&mut [0])?,
+        0,
+        "the connection on which the module traps must be closed"
+    );
     for client in &mut established {
         client.write_all(b"?")?;
         // Envoy resets a connection with unread bytes.
-        assert!(!matches!(client.read(&mut [0]), Ok(1..)), "established connections are closed too");
+        assert!(!matches!(client.read(&mut [0]), Ok(1..)), "established connections must be closed too");
     }
     assert_eq!(envoy.stat(upstream)?, 2);
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! Memory of an Envoy with the native module after many connections and replacements, beside that of a plain `tcp_proxy`.
+//! Compares the memory growth of an Envoy with the native module, over many connections and replacements, with a plain one's.
 
 use crate::{
     proxy::scenario_envoy,
@@ -11,21 +11,21 @@ use testbed::{Config, Module, Watching};
 const CONNECTIONS: u32 = 100_000;
 const REPLACEMENTS: u32 = 100;
 
-/// How much more an Envoy with the module may grow than the plain one, in KiB: the resident memory of two equal Envoys differs
-/// by about as much.
+/// How much more an Envoy with the module may grow than the plain one, in KiB. The resident memory of two equal Envoys differs by
+/// about this much.
 const TOLERANCE: i64 = 2_048;
 
-/// Returns the Envoy of the scenarios without the filter, in which the prefix of the statistics is replaced.
+/// Returns the scenarios' configuration of Envoy without the filter. Replacements change the prefix of its statistics.
 fn plain() -> Result<Config> {
     let config = scenario_envoy(&Module::Wasm.path()?, "CONFIGURATION")?;
     let text = config.text();
-    let filter = text.find("            - name: sluice\n").context("no filter")?;
+    let filter = text.find("            - name: sluice\n").context("no filter sluice")?;
     let next = text.find("            - name: envoy.filters.network.tcp_proxy").context("no tcp_proxy")?;
     let filter = text[filter..next].to_owned();
     config.with(&filter, "")?.with("stat_prefix: sluice", "stat_prefix: CONFIGURATION")
 }
 
-/// Connects and replaces, and returns by how many KiB the resident memory grew after the first tenth.
+/// Makes connections while replacing the configuration. Returns the growth of the resident memory after the first tenth, in KiB.
 fn growth(watching: &Watching, replacements: [&str; 2], answers: [&str; 2]) -> Result<i64> {
     let ask = asker(watching)?;
     let mut after_warm_up = 0;
@@ -49,7 +49,7 @@ fn growth(watching: &Watching, replacements: [&str; 2], answers: [&str; 2]) -> R
         }
     }
     watching.envoy.await_stat("listener_manager.listener_in_place_updated", u64::from(REPLACEMENTS) - 1)?;
-    thread::sleep(Duration::from_secs(3)); // for the replaced listeners to drain
+    thread::sleep(Duration::from_secs(3)); // until the replaced listeners have drained
     Ok(resident(watching.envoy.id())? - after_warm_up)
 }
 

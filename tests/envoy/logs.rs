@@ -46,11 +46,15 @@ fn the_access_log_shows_that_a_connection_was_denied(module: Module) -> Result<(
     envoy.await_access(&["source=127.0.0.3:", " decision=sluice.denied cluster=- "])?;
     envoy.await_access(&["source=127.0.0.4:", " decision=- cluster=unrouted "])?;
     assert_eq!(envoy.stat("wasmcustom.sluice.denied")?, 1);
-    assert_eq!(envoy.stat("cluster.unrouted.upstream_cx_none_healthy")?, 1, "only the connection that was kept");
+    assert_eq!(
+        envoy.stat("cluster.unrouted.upstream_cx_none_healthy")?,
+        1,
+        "only the connection from 127.0.0.4 keeps the default cluster"
+    );
     Ok(())
 }
 
-/// Connects to the shipped configuration by a Unix domain socket. Returns Envoy and what the client reads.
+/// Connects to an Envoy with this configuration through a Unix domain socket. Returns Envoy and the bytes that the client reads.
 fn connect_by_pipe(config: &Config) -> Result<(Envoy, String)> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("socket");
@@ -69,7 +73,8 @@ fn only_module_line(envoy: &Envoy) -> String {
     lines[0].clone()
 }
 
-/// How a module logs a source that is not an IP address. The ABI of dynamic modules returns no other addresses.
+/// Returns the text that a module logs for a source that is not an IP address. The ABI of dynamic modules returns IP addresses
+/// only.
 fn unreadable_source(module: Module) -> &'static str {
     match module {
         Module::Wasm => "is not an IP address and port",
@@ -79,7 +84,7 @@ fn unreadable_source(module: Module) -> &'static str {
 
 fn a_client_without_ip_address_keeps_the_default_cluster_in_standalone(module: Module) -> Result<()> {
     let (envoy, answer) = connect_by_pipe(&standalone(module)?)?;
-    assert_eq!(answer, "", "the cluster of tcp_proxy has no endpoint");
+    assert_eq!(answer, "", "the default cluster has no endpoint");
     envoy.await_stat("cluster.unrouted.upstream_cx_none_healthy", 1)?;
     assert_eq!(envoy.stat("cluster.egress1.upstream_cx_total")? + envoy.stat("cluster.egress2.upstream_cx_total")?, 0);
     assert_eq!((envoy.stat("wasmcustom.sluice.unreadable")?, envoy.stat("wasmcustom.sluice.continued")?), (1, 1));
@@ -94,7 +99,11 @@ fn a_client_without_ip_address_is_denied_by_a_table(module: Module) -> Result<()
     assert_eq!(answer, "");
     envoy.await_stat("wasmcustom.sluice.denied", 1)?;
     assert_eq!(envoy.stat("wasmcustom.sluice.unreadable")?, 1);
-    assert_eq!(envoy.stat("cluster.unrouted.upstream_cx_none_healthy")?, 0, "tcp_proxy selected no upstream");
+    assert_eq!(
+        envoy.stat("cluster.unrouted.upstream_cx_none_healthy")?,
+        0,
+        "a denied connection must not reach the default cluster"
+    );
     let (line, unreadable) = (only_module_line(&envoy), unreadable_source(module));
     assert!(line.contains("[warning]") && line.ends_with(&format!("{unreadable}{CLOSED}")), "{line}");
     envoy.await_access(&[" decision=sluice.denied cluster=- "])?;

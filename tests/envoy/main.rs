@@ -1,5 +1,5 @@
 //! The built modules in a real Envoy, mostly with the shipped configuration. Assertions are on Envoy's counters and logs and on
-//! the answers of the backends. `make test` builds the modules and gets Envoy.
+//! the answers of the backends. `make test` builds the modules and downloads Envoy.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,

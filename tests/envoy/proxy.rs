@@ -1,4 +1,4 @@
-//! Envoys with backends, and clients of them.
+//! Starts Envoys with backends, and connects to them.
 
 use crate::client_hello::client_hello;
 use anyhow::{Context, Result};
@@ -24,7 +24,7 @@ pub fn standalone_with(module: Module, configuration: &str) -> Result<Config> {
     standalone(module)?.with("value: standalone", &format!("value: '{configuration}'"))
 }
 
-/// Returns the Envoy of the scenarios with this plugin configuration and module.
+/// Returns the scenarios' configuration of Envoy with this plugin configuration and module.
 pub fn scenario_envoy(module: &Path, configuration: &str) -> Result<Config> {
     let mut config = Config::file(&testbed::root().join("tests/data/scenario.yaml"))?.with_module(module)?;
     for (port, name) in [(9000, "default"), (9001, "egress1"), (9002, "egress2"), (9003, "egress3")] {
@@ -45,7 +45,7 @@ pub fn start_error(config: &Config) -> Result<String> {
     Ok(error)
 }
 
-/// The component of Envoy's log that the module writes to.
+/// Returns the component of Envoy's log that the module writes to.
 pub fn log_component(module: Module) -> &'static str {
     match module {
         Module::Wasm => "wasm",

@@ -1,4 +1,4 @@
-//! Replacing a table, or the native module, while Envoy runs.
+//! Replaces a table, or the native module, while Envoy runs.
 
 use crate::proxy::{LOCALHOST, first_bytes, read_answer, scenario_envoy};
 use anyhow::{Result, ensure};
@@ -17,12 +17,12 @@ use testbed::{Config, Envoy, Module, Watching, connect, envoy, for_each_module};
 
 for_each_module!(replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing);
 
-/// Starts Envoy with the module and table, and its listener in a file that it watches.
+/// Starts Envoy with this module and table. Its listener is in a file that it watches.
 pub fn watching(module: &Path, table: &str) -> Result<Watching> {
     watching_config(&scenario_envoy(module, "CONFIGURATION")?, table)
 }
 
-/// The same with a configuration in which CONFIGURATION stands for the table.
+/// Like [`watching`], with a configuration in which CONFIGURATION stands for the table.
 pub fn watching_config(config: &Config, table: &str) -> Result<Watching> {
     Watching::start(None, &envoy::program()?, config, table, &["--drain-time-s", "1"])
 }
@@ -42,7 +42,8 @@ pub fn table(cluster: &str) -> String {
     format!(r#"{{"routes": [{{"clusters": ["{cluster}"]}}], "otherwise": "deny"}}"#)
 }
 
-/// Connects from two threads until the result is joined. Returns how many connections were answered, and how many not.
+/// Connects from two threads until the returned function is called. That function returns the numbers of answered and lost
+/// connections.
 fn load(ask: &(impl Fn() -> Result<String> + Clone + Send + 'static)) -> impl FnOnce() -> Result<(u64, u64)> {
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..2)
@@ -93,7 +94,7 @@ fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_n
     }
     watching.replace(r#"{"routes": [{"clusters": []}]}"#)?;
     envoy.await_stat("listener_manager.lds.update_rejected", 1)?;
-    assert_eq!(ask()?, "egress1", "the current table stays in force");
+    assert_eq!(ask()?, "egress1", "the current table must stay in force");
     let (answered, lost) = end_of_load()?;
     assert!(
         answered > 2 * REPLACEMENTS && lost == 0,
@@ -104,9 +105,9 @@ fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_n
     Ok(())
 }
 
-/// As `docs/native-module.md` says: another name, then the configuration. The way back is the same.
+/// Follows `docs/native-module.md`: copies the module under another name and then changes the configuration, there and back.
 #[test]
-fn another_native_module_is_loaded_under_another_name_and_the_first_is_unloaded() -> Result<()> {
+fn a_native_module_with_a_new_name_replaces_the_loaded_one() -> Result<()> {
     let modules = tempfile::tempdir()?;
     let first = modules.path().join("libsluice.so");
     fs::copy(Module::Native.path()?, &first)?;

@@ -1,4 +1,4 @@
-//! Routing with the presets.
+//! Routes connections with the presets.
 
 use crate::proxy::{LOCALHOST, answer, answer_to, module_lines, standalone, start};
 use anyhow::Result;
@@ -35,7 +35,7 @@ fn ten_thousand_connections_are_split_by_their_sources(module: Module) -> Result
             thread::spawn(move || -> Result<HashMap<(u8, String), u64>> {
                 let mut answers = HashMap::new();
                 for count in 0..EACH {
-                    // Three of seven last octets are odd, so that the counts differ.
+                    // Three of the seven last octets are odd, so that the counts of the egresses differ.
                     let last = u8::try_from(2 + count % 7)?;
                     let answer = who_answers(Ipv4Addr::new(127, 0, thread, last).into(), listener)?;
                     *answers.entry((last % 2, answer)).or_default() += 1;
@@ -60,8 +60,8 @@ fn ten_thousand_connections_are_split_by_their_sources(module: Module) -> Result
     let stats = envoy.get("/stats?filter=worker_[01].downstream_cx_total")?;
     let workers =
         stats.lines().filter(|line| line.starts_with("listener.") && !line.contains("admin") && !line.ends_with(": 0"));
-    assert_eq!(workers.count(), 2, "both workers took connections: {stats}");
-    assert!(envoy.log().contains("[info]"), "Envoy logs at info: {}", envoy.end_of_log());
+    assert_eq!(workers.count(), 2, "both workers must accept connections: {stats}");
+    assert!(envoy.log().contains("[info]"), "Envoy must log at info level: {}", envoy.end_of_log());
     assert_eq!(module_lines(&envoy), [""; 0]);
     Ok(())
 }

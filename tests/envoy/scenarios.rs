@@ -1,4 +1,4 @@
-//! The scenarios, and tables of routes.
+//! Runs the scenarios, and tables of two listeners.
 
 use crate::{
     proxy::{answer, answer_to, first_bytes, module_lines, read_answer, scenario_envoy, send, standalone, start},
@@ -51,7 +51,7 @@ fn expect_the_outcomes(module: &Path) -> Result<()> {
         assert_eq!(
             upstream + closed as u64,
             scenario.connections.len() as u64,
-            "a denied connection reaches no egress"
+            "a denied connection must not reach an egress"
         );
     }
     Ok(())
@@ -71,8 +71,8 @@ fn denied_connections_do_not_disturb_others_on_the_sdk_dispatcher() -> Result<()
     Ok(())
 }
 
-/// The name of a counter in Prometheus' format. Envoy removes the namespace of Wasm's counters there. It keeps that of a
-/// native module unless `envoy.reloadable_features.dynamic_modules_strip_custom_stat_prefix` is on.
+/// Returns the name of a counter in Prometheus' format. There, Envoy removes the namespace of Wasm's counters, but keeps a native
+/// module's unless `envoy.reloadable_features.dynamic_modules_strip_custom_stat_prefix` is on.
 fn prometheus_name(module: Module, counter: &str) -> String {
     match module {
         Module::Wasm => format!("sluice_{counter}"),
@@ -80,7 +80,7 @@ fn prometheus_name(module: Module, counter: &str) -> String {
     }
 }
 
-/// All workers and listeners share the counter of a name. Each listener has its own table.
+/// Each listener has its own table. All workers and listeners share the counter of a name.
 fn two_listeners_have_their_own_tables_and_share_counters(module: Module) -> Result<()> {
     let envoy = two_listeners(&module.path()?)?;
     let prometheus = envoy.get("/stats/prometheus")?;
@@ -117,7 +117,7 @@ fn two_listeners(module: &Path) -> Result<Envoy> {
 }
 
 #[test]
-fn prometheus_shows_the_same_names_for_a_native_module_if_envoy_is_told_to() -> Result<()> {
+fn with_a_runtime_flag_a_native_module_has_the_counter_names_of_wasm_in_prometheus() -> Result<()> {
     let layer = "layered_runtime: { layers: [{ name: static, static_layer: \
         { envoy.reloadable_features.dynamic_modules_strip_custom_stat_prefix: true } }] }\n\nstatic_resources:\n";
     let envoy = start(&standalone(Module::Native)?.with("static_resources:\n", layer)?)?;

@@ -1,11 +1,11 @@
-//! The native module on several releases of Envoy. They are fetched like the pinned one.
+//! The native module on several releases of Envoy, which are downloaded like the pinned one.
 
 use crate::proxy::{answer_to, first_bytes, module_lines, scenario_envoy, standalone};
 use anyhow::{Result, ensure};
 use testbed::{Config, Envoy, Module, envoy};
 
 #[test]
-fn one_file_routes_on_every_tested_release() -> Result<()> {
+fn the_same_native_module_routes_on_every_tested_release() -> Result<()> {
     let table = r#"{"routes": [{"match": {"sni": ["*.example.com"]}, "action": "deny"},
       {"match": {"destination_ports": [443]}, "clusters": ["egress1", "egress2"]}], "otherwise": "continue"}"#;
     let config = scenario_envoy(&Module::Native.path()?, table)?;
@@ -29,7 +29,7 @@ fn one_file_routes_on_every_tested_release() -> Result<()> {
             assert_eq!(counted, expected, "{version}: {counter}");
         }
         assert_eq!(module_lines(&envoy), [""; 0], "{version}");
-        // A release with another version of the ABI than the module's warns, and loads it.
+        // A release whose ABI version differs from the module's logs a warning and loads the module.
         let log = envoy.log();
         let mut warnings = log.lines().filter(|line| line.contains("[warning][dynamic_modules]"));
         assert!(warnings.all(|line| line.contains(" is deprecated. Please recompile ")), "{version}: {log}");
@@ -37,7 +37,7 @@ fn one_file_routes_on_every_tested_release() -> Result<()> {
     Ok(())
 }
 
-/// Returns why a release refuses this configuration.
+/// Returns the log of a release that rejects this configuration.
 fn reason(release: &str, config: &Config) -> Result<String> {
     let (valid, log) = envoy::validate(&envoy::release(release)?, config)?;
     ensure!(!valid, "Envoy {release} accepts the module:\n{log}");
@@ -47,7 +47,7 @@ fn reason(release: &str, config: &Config) -> Result<String> {
 
 /// `docs/native-module.md` quotes these messages.
 #[test]
-fn a_release_without_the_functions_refuses_the_module_at_start() -> Result<()> {
+fn a_release_that_lacks_the_required_functions_rejects_the_module_at_start() -> Result<()> {
     let [without_filter, without_functions] = envoy::WITHOUT_NATIVE;
     let config = standalone(Module::Native)?;
     let log = reason(without_filter, &config)?;

@@ -1,4 +1,4 @@
-//! The servers of a destination, and what clients exchange with them.
+//! The servers of a destination, and the data that clients exchange with them.
 
 use anyhow::{Result, ensure};
 use rustls::{
@@ -18,12 +18,12 @@ use testbed::Host;
 pub const GREETING: u16 = 25;
 pub const HTTP: u16 = 80;
 pub const TLS: u16 = 443;
-/// Sends back what it receives, and ends its side when the client does.
+/// Sends back the bytes that it receives, and half-closes when the client does.
 pub const ECHO: u16 = 7;
-/// Both sides send a stream, end their side, and read the stream of the other side.
+/// Both sides send a stream, half-close, and read the stream of the other side.
 pub const STREAMS: u16 = 9;
 
-/// The connections that a destination received: its port, the address of the peer, and what the peer sent.
+/// The connections that a destination received: the port, the address of the peer, and the bytes that the peer sent.
 pub type Received = Arc<Mutex<Vec<(u16, IpAddr, Vec<u8>)>>>;
 
 /// Starts the servers of a destination on all addresses of this host. Returns the received connections and the certificate.
@@ -43,9 +43,9 @@ pub fn serve(host: &Host) -> Result<(Received, CertificateDer<'static>)> {
                     let (received, tls) = (Arc::clone(&received), Arc::clone(&tls));
                     thread::spawn(move || {
                         let Ok(peer) = client.peer_addr() else { return };
-                        // A failure is visible in the received data.
+                        // If the exchange fails, the error takes the place of the received data.
                         let sent = converse(port, client, &tls).unwrap_or_else(|error| error.to_string().into_bytes());
-                        received.lock().expect("no server panics").push((port, peer.ip(), sent));
+                        received.lock().expect("a server panicked").push((port, peer.ip(), sent));
                     });
                 }
             });
@@ -54,7 +54,7 @@ pub fn serve(host: &Host) -> Result<(Received, CertificateDer<'static>)> {
     Ok((received, trusted))
 }
 
-/// Listens on this address. The wildcard of IPv6 does not include IPv4.
+/// Listens on this address. The IPv6 wildcard does not include IPv4.
 fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
     let address = SocketAddr::new(address, port);
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
@@ -67,7 +67,7 @@ fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves one client of this port until it ends. Returns what it sent.
+/// Serves one client of this port until it disconnects. Returns the bytes that it sent.
 fn converse(port: u16, mut client: TcpStream, tls: &Arc<ServerConfig>) -> Result<Vec<u8>> {
     let mut sent = Vec::new();
     match port {
@@ -112,7 +112,7 @@ fn converse(port: u16, mut client: TcpStream, tls: &Arc<ServerConfig>) -> Result
 /// The length of a stream, in bytes.
 pub const STREAM_LENGTH: usize = 100 << 20;
 
-/// Sends the stream of the seed `own` and ends this side, while it reads the stream of the other side. Returns the hash of that.
+/// Sends the stream of the seed `own` and half-closes, while reading the stream of the other side. Returns the hash of the latter.
 pub fn streams(socket: &TcpStream, own: u64, other: u64) -> Result<u64> {
     thread::scope(|scope| {
         let sender = scope.spawn(move || -> io::Result<()> {
@@ -133,13 +133,13 @@ pub fn streams(socket: &TcpStream, own: u64, other: u64) -> Result<u64> {
             length += read;
             hasher.write(&buffer[..read]);
         }
-        ensure!(length == STREAM_LENGTH, "{length} bytes of the stream {other}");
-        sender.join().expect("it does not panic")?;
+        ensure!(length == STREAM_LENGTH, "received {length} bytes of the stream {other}");
+        sender.join().expect("the sender panicked")?;
         Ok(hasher.finish())
     })
 }
 
-/// The stream of a seed: blocks of 64 KiB with numbers that do not repeat.
+/// Returns the stream of a seed: blocks of 64 KiB with numbers that do not repeat.
 fn blocks(seed: u64) -> impl Iterator<Item = Vec<u8>> {
     let mut state = seed;
     (0..STREAM_LENGTH >> 16).map(move |_| {
@@ -158,14 +158,14 @@ pub fn hash_of(seed: u64) -> u64 {
     hasher.finish()
 }
 
-/// Returns what is received until the other side ends.
+/// Returns the bytes that are received until the other side half-closes.
 pub fn read_all(mut socket: TcpStream) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     socket.read_to_end(&mut all)?;
     Ok(all)
 }
 
-/// Returns what is received until the connection is closed or reset.
+/// Returns the bytes that are received until the connection is closed or reset.
 pub fn read_until_closed(mut socket: TcpStream) -> Result<Vec<u8>> {
     let mut received = Vec::new();
     match socket.read_to_end(&mut received) {

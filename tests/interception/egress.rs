@@ -1,4 +1,4 @@
-//! The egress of each source, and that nothing leaves the pod around the sidecar.
+//! The egress of each source. Nothing leaves the pod without passing the sidecar.
 
 use crate::{
     destination::{ECHO, GREETING, HTTP, TLS, read_all},
@@ -19,11 +19,11 @@ use testbed::{Envoy, Host, Module, envoy, for_each_module};
 
 for_each_module! {
     each_source_reaches_its_destination_through_its_own_egress,
-    nobody_bypasses_the_redirection,
+    no_user_bypasses_the_redirection,
 }
 
 fn each_source_reaches_its_destination_through_its_own_egress(module: Module) -> Result<()> {
-    // If the sidecar waits for a client that sends nothing, the test notices.
+    // With this timeout, the test notices if the sidecar waits for a client that sends nothing.
     let patient = sidecar(module)?.with("listener_filters_timeout: 0.2s", "listener_filters_timeout: 15s")?;
     let topology = Topology::start(&patient, &router()?)?;
     let mut roots = RootCertStore::empty();
@@ -31,8 +31,8 @@ fn each_source_reaches_its_destination_through_its_own_egress(module: Module) ->
     let tls = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
     for (source, number) in SOURCES {
         let family = usize::from(source.contains(':'));
-        // The routers connect in the family of the destination, from their own addresses.
-        let (router, _) = ROUTERS[number][family].split_once('/').context("a prefix")?;
+        // The routers connect from their own addresses, in the address family of the destination.
+        let (router, _) = ROUTERS[number][family].split_once('/').context("no prefix length")?;
         let router: IpAddr = router.parse()?;
 
         let mut client = topology.connect(source, HTTP)?;
@@ -84,7 +84,8 @@ fn each_source_reaches_its_destination_through_its_own_egress(module: Module) ->
     Ok(())
 }
 
-/// Runs a program in the pod as this user, which connects to the echo of the destination and sends this word. Returns whether it succeeded.
+/// Runs a program in the pod as this user. The program sends a word to the echo server of the destination. Returns whether it
+/// succeeded.
 fn call_as(topology: &Topology, user: u32, destination: IpAddr, word: &str) -> Result<bool> {
     let script = format!("exec 3<>/dev/tcp/{destination}/{ECHO} && echo {word} >&3 && read line <&3");
     let mut command = topology.pod.command("setpriv");
@@ -93,12 +94,12 @@ fn call_as(topology: &Topology, user: u32, destination: IpAddr, word: &str) -> R
     Ok(command.output()?.status.success())
 }
 
-fn nobody_bypasses_the_redirection(module: Module) -> Result<()> {
+fn no_user_bypasses_the_redirection(module: Module) -> Result<()> {
     let mut topology = Topology::new(module)?;
     for destination in DESTINATION {
-        let (destination, _) = destination.split_once('/').context("a prefix")?;
+        let (destination, _) = destination.split_once('/').context("no prefix length")?;
         let destination: IpAddr = destination.parse()?;
-        // Not redirected, and refused.
+        // This user's connections are not redirected, but refused.
         assert!(!call_as(&topology, envoy::USER, destination, "sidecar")?);
         for user in [0, 1000] {
             assert!(call_as(&topology, user, destination, "client")?);
@@ -108,11 +109,11 @@ fn nobody_bypasses_the_redirection(module: Module) -> Result<()> {
     }
     let alone = with_identity(&sidecar(module)?, &topology.certificates, "client")?;
     let alone = with_endpoints(&alone, &topology.certificates, "clients")?;
-    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &alone, &[])?; // the pod has no sidecar any more
+    topology.sidecar = Envoy::start_in(&Host::alone()?, &envoy::program()?, &alone, &[])?; // leaves the pod without a sidecar
     for source in ["10.1.0.2", "fd00:1::2"] {
         assert!(!call_as(&topology, 1000, destination_of(source.parse()?), "client")?);
     }
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     Ok(())
 }
 

@@ -1,37 +1,41 @@
-//! A hostile application: every way past its own router and its own list. Each row names a way, what must come of it, and is
-//! checked at the destination, which must have received nothing.
+//! A hostile application tries to get past its own router and its own lists. Each row names one attempt. The router's counters and
+//! the destination show whether it succeeded.
 
 use crate::{
     destination::{Received, read_until_closed, serve},
-    identity::{Certificates, Identity, client, foreign, self_signed},
+    identity::Certificates,
     network::{RouterNetwork, greeting, header, header_for},
-    topology::{Topology, redirect, router},
+    tls::{Authority, DAY, Identity, client},
+    topology::{DESTINATION, Topology, redirect, router},
 };
 use anyhow::{Context, Result};
+use rcgen::{DistinguishedName, KeyPair};
 use std::{
-    net::{TcpStream, UdpSocket},
+    fs,
+    net::{TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     time::{Duration, SystemTime},
 };
 use testbed::{Host, Module, Network, for_each_module};
 
 const PUBLIC: &str = "198.51.100.7:25";
-const DAY: Duration = Duration::from_secs(86_400);
 
-/// What somebody without a valid certificate can send to a router, from the address of a listed peer.
+/// All attempts come from the address of a listed peer, but without the certificate that the router requires there.
 #[test]
-fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()> {
+fn a_router_forwards_nothing_without_the_certificate_of_the_tenant() -> Result<()> {
     let network = RouterNetwork::new(&router()?)?;
     let certificates = &network.certificates;
     let own = |name: &str| certificates.identity(name).map(Some);
-    let sign = |uri: &str, start| certificates.sign(uri, start, 1).map(Some);
+    let authority = certificates.authority()?;
+    let foreign = Authority::new(DistinguishedName::new(), KeyPair::generate()?);
+    let sign = |uri: &str, start| authority.issue(uri, start).map(Some);
     let now = SystemTime::now() - Duration::from_secs(60);
     let uri = "spiffe://sluice.example/client";
     type Way = (&'static str, u16, &'static str, Option<Identity>);
     let ways: [Way; 19] = [
         ("TLS without a certificate", 8080, PUBLIC, None),
-        ("a certificate that signs itself", 8080, PUBLIC, Some(self_signed(uri)?)),
-        ("a certificate of a foreign authority", 8080, PUBLIC, Some(foreign(uri)?)),
+        ("a self-signed certificate", 8080, PUBLIC, Some(Identity::self_signed(uri)?)),
+        ("a certificate of a foreign authority", 8080, PUBLIC, Some(foreign.issue(uri, now)?)),
         ("an expired certificate", 8080, PUBLIC, sign(uri, now - 3 * DAY)?),
         ("a certificate that is not valid yet", 8080, PUBLIC, sign(uri, now + 2 * DAY)?),
         ("another identity", 8080, PUBLIC, sign("spiffe://sluice.example/other", now)?),
@@ -45,27 +49,27 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
         ("tenant B at tenant A's port", 8090, "198.51.100.7:80", own("tenant-b")?),
         ("tenant A at a destination that is not in its list", 8090, "192.168.1.1:80", own("tenant-a")?),
         ("tenant A at a port that is not in its list", 8090, PUBLIC, own("tenant-a")?),
-        ("tenant B at a private destination of nobody", 8100, "192.168.1.1:25", own("tenant-b")?),
+        ("tenant B at a private destination that no list contains", 8100, "192.168.1.1:25", own("tenant-b")?),
         ("tenant B at another port of its private destination", 8100, "10.20.0.1:80", own("tenant-b")?),
         ("tenant B at a metadata service", 8100, "169.254.169.254:25", own("tenant-b")?),
     ];
     for (way, port, destination, identity) in ways {
         let socket = network.send_to(&network.peer, port, &header_for(destination))?;
-        assert_eq!(greeting(socket, &client(identity)?)?, b"", "{way}");
+        assert_eq!(greeting(socket, &client(identity.as_ref())?)?, b"", "{way}");
         assert_eq!(network.connections()?, 0, "{way}");
     }
     for (way, bytes) in [
         ("a forged header without TLS", header_for(PUBLIC)),
         ("a forged header, and a request without TLS", [&header_for(PUBLIC)[..], b"EHLO example.com\r\n"].concat()),
-        ("a second header within", [header_for(PUBLIC), header_for(PUBLIC)].concat()),
+        ("a second header behind the first", [header_for(PUBLIC), header_for(PUBLIC)].concat()),
         ("a header of command LOCAL", header(0x20, 0, b"")),
     ] {
-        // At most the alert of TLS, 7 bytes.
+        // The client receives at most a TLS alert of 7 bytes.
         let received = read_until_closed(network.send_to(&network.peer, 8080, &bytes)?)?;
         assert!(received.is_empty() || (received.len() == 7 && received[0] == 21), "{way}: {received:?}");
         assert_eq!(network.connections()?, 0, "{way}");
     }
-    // The ports of probes and metrics serve one path each.
+    // The ports for probes and metrics serve one path each.
     for (port, request) in [
         (8082, "CONNECT 198.51.100.7:25 HTTP/1.1\r\nHost: 198.51.100.7:25"),
         (8082, "GET http://198.51.100.7/ HTTP/1.1\r\nHost: 198.51.100.7"),
@@ -85,7 +89,7 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
     let answer = String::from_utf8(read_until_closed(network.send_to(&network.stranger, 8083, metrics)?)?)?;
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("envoy_cluster_upstream_cx_total"), "{answer}");
 
-    // The same router delivers to each tenant what its list allows, so that the refusals above are due to the lists.
+    // As a control, the same router forwards the connections that the tenants' lists permit.
     let mut delivered = 0;
     for (name, port, destination) in [
         ("client", 8080, PUBLIC),
@@ -94,7 +98,7 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
         ("tenant-b", 8100, "10.20.0.1:25"),
     ] {
         let socket = network.send_to(&network.peer, port, &header_for(destination))?;
-        assert_eq!(greeting(socket, &client(own(name)?)?)?, b"220 ready\r\n", "{name} {destination}");
+        assert_eq!(greeting(socket, &client(own(name)?.as_ref())?)?, b"220 ready\r\n", "{name} {destination}");
         delivered += 1;
         assert_eq!(network.connections()?, delivered);
     }
@@ -102,7 +106,7 @@ fn nothing_passes_a_router_without_the_certificate_of_its_tenant() -> Result<()>
 }
 
 for_each_module! {
-    an_application_reaches_nothing_around_its_sidecar,
+    an_application_cannot_bypass_its_sidecar,
 }
 
 /// Runs a script in the pod as this user. Returns whether it succeeded.
@@ -123,55 +127,66 @@ fn succeeds(pod: &Host, user: u32, script: &str) -> Result<bool> {
     Ok(command.args(["timeout", "3", "bash", "-c", script]).output()?.status.success())
 }
 
-fn an_application_reaches_nothing_around_its_sidecar(module: Module) -> Result<()> {
+/// Ways around the sidecar, as user and script, that only the rules of the redirection close.
+const AROUND: [(&str, u32, &str); 8] = [
+    ("user 1337 to the destination", 1337, "exec 3<>/dev/tcp/198.51.100.7/25"),
+    ("user 1337 to the destination by IPv6", 1337, "exec 3<>/dev/tcp/2001:db8::7/25"),
+    ("user 1337 to a router's port that does not belong to a tenant", 1337, "exec 3<>/dev/tcp/10.1.0.21/25"),
+    ("user 1337 to the metrics of a router", 1337, "exec 3<>/dev/tcp/10.1.0.21/8083"),
+    // The second datagram fails if the first one caused an ICMP error.
+    ("UDP", 1000, "exec 3>/dev/udp/198.51.100.7/5353; echo a >&3; sleep 0.1; echo b >&3"),
+    ("UDP of user 1337", 1337, "exec 3>/dev/udp/198.51.100.7/5353; echo a >&3; sleep 0.1; echo b >&3"),
+    ("QUIC", 1000, "exec 3>/dev/udp/198.51.100.7/443; echo a >&3; sleep 0.1; echo b >&3"),
+    ("an echo request", 1000, "ping -c 1 -W 1 198.51.100.7"),
+];
+
+/// The destination's sockets for the datagrams of `AROUND`.
+fn udp_sockets(destination: &Host) -> Result<Vec<UdpSocket>> {
+    let bind = |port| -> Result<UdpSocket> {
+        let socket = destination.run(|| UdpSocket::bind(("0.0.0.0", port)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        Ok(socket)
+    };
+    [5353, 443].into_iter().map(bind).collect()
+}
+
+/// Lets programs without capabilities send echo requests.
+fn allow_ping(pod: &Host) -> Result<()> {
+    Ok(pod.run(|| fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))?)
+}
+
+fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
     let topology = Topology::new(module)?;
     let (pod, admin) = (&topology.pod, topology.sidecar.admin().to_owned());
     let key = topology.certificates.of("client").join("identity.pem");
     let key = key.display();
-    let connect = |to: &str| format!("exec 3<>/dev/tcp/{to}");
-    // The destination listens for UDP too.
-    let echo = topology.destination.run(|| UdpSocket::bind("0.0.0.0:5353"))?;
-    echo.set_read_timeout(Some(Duration::from_millis(300)))?;
-    let ways: [(&str, u32, String); 13] = [
-        ("read the sidecar's key", 1000, format!("cat {key}")),
-        ("list the folder of the key", 1000, format!("ls {}", topology.certificates.of("client").display())),
-        ("read the authority's key", 1000, format!("cat {}/*", topology.certificates.of("authority").display())),
-        ("the usual port of an admin interface", 1000, connect("127.0.0.1/9901")),
-        ("user 1337 to the destination", 1337, connect("198.51.100.7/25")),
-        ("user 1337 to the destination by IPv6", 1337, connect("2001:db8::7/25")),
-        ("user 1337 to a router's port that is not of tenants", 1337, connect("10.1.0.21/25")),
-        ("user 1337 to the metrics of a router", 1337, connect("10.1.0.21/8083")),
-        (
-            "UDP to the destination",
-            1000,
-            "echo hello >/dev/udp/198.51.100.7/5353 && sleep 0.1 && echo hello >&3".into(),
-        ),
-        (
-            "UDP of user 1337",
-            1337,
-            "exec 3>/dev/udp/198.51.100.7/5353; echo hello >&3; sleep 0.1; echo hello >&3".into(),
-        ),
-        ("QUIC", 1000, "exec 3>/dev/udp/198.51.100.7/443; echo hello >&3; sleep 0.1; echo hello >&3".into()),
-        (
-            "the socket of the admin interface",
-            1000,
-            format!("curl --silent --fail --unix-socket {admin} http://a/stats"),
-        ),
-        ("an echo request", 1000, "ping -c 1 -W 1 198.51.100.7".into()),
+    let sockets = udp_sockets(&topology.destination)?;
+    allow_ping(pod)?;
+    let ways = [
+        ("read the sidecar's key", format!("cat {key}")),
+        ("list the folder of the key", format!("ls {}", topology.certificates.of("client").display())),
+        ("read the authority's key", format!("cat {}/*", topology.certificates.of("authority").display())),
+        ("the usual port of an admin interface", "exec 3<>/dev/tcp/127.0.0.1/9901".to_owned()),
+        ("the socket of the admin interface", format!("curl --silent --fail --unix-socket {admin} http://a/stats")),
     ];
-    for (way, user, script) in &ways {
-        assert!(!succeeds(pod, *user, script)?, "{way}");
+    for (way, script) in &ways {
+        assert!(!succeeds(pod, 1000, script)?, "{way}");
     }
-    assert!(echo.recv(&mut [0; 16]).is_err(), "UDP has arrived");
-    assert!(topology.received.lock().expect("no server panics").is_empty());
-    // A connection to the pod's own socket by root, in contrast, succeeds: the socket exists.
+    for (way, user, script) in AROUND {
+        assert!(!succeeds(pod, user, script)?, "{way}");
+    }
+    for socket in sockets {
+        assert!(socket.recv(&mut [0; 16]).is_err(), "a UDP datagram arrived at the destination");
+    }
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
+    // As a control, root can connect to the socket of the admin interface.
     UnixStream::connect(&admin).with_context(|| admin.clone())?;
-    // Envoy has no abstract socket in the pod.
+    // Envoy must not open an abstract socket in the pod.
     let sockets = pod.command("cat").arg("/proc/net/unix").output()?.stdout;
     let sockets = String::from_utf8(sockets)?;
     assert!(!sockets.contains(" @"), "{sockets}");
 
-    // A router's port, asked for by the application, is redirected to the sidecar, whose router refuses it.
+    // Connections of the application to a router's port are redirected to the sidecar, whose router refuses them.
     for destination in ["10.1.0.21:8080", "10.1.0.22:8100", "10.1.0.21:8082"] {
         let socket = pod.run(|| TcpStream::connect(destination))?;
         assert_eq!(read_until_closed(socket)?, b"", "{destination}");
@@ -182,26 +197,31 @@ fn an_application_reaches_nothing_around_its_sidecar(module: Module) -> Result<(
     Ok(())
 }
 
-/// Without the rules of the filter table each way around the sidecar succeeds, so that the test above can fail.
+/// A control for the test above: without the redirection's rules, all of these attempts succeed.
 #[test]
 fn without_the_redirection_user_1337_and_udp_pass() -> Result<()> {
     let network = Network::new()?;
-    let pod = network.host(&["10.1.0.2/16"])?;
-    let destination = network.host(&["198.51.100.7/32"])?;
+    let pod = network.host(&["10.1.0.2/16", "fd00:1::2/64"])?;
+    let router = network.host(&["10.1.0.21/16"])?;
+    let destination = network.host(&DESTINATION)?;
     let (_received, _): (Received, _) = serve(&destination)?;
-    let echo = destination.run(|| UdpSocket::bind("0.0.0.0:5353"))?;
-    echo.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let tcp = "exec 3<>/dev/tcp/198.51.100.7/25";
-    let udp = "exec 3>/dev/udp/198.51.100.7/5353; echo hello >&3";
-    assert!(succeeds(&pod, 1337, tcp)? && succeeds(&pod, 1000, udp)?);
-    echo.recv(&mut [0; 16]).context("UDP has not arrived")?;
+    let _ports = [25, 8083].map(|port| router.run(|| TcpListener::bind(("0.0.0.0", port))));
+    let sockets = udp_sockets(&destination)?;
+    allow_ping(&pod)?;
+    for (way, user, script) in AROUND {
+        assert!(succeeds(&pod, user, script)?, "{way}");
+    }
+    for socket in &sockets {
+        socket.recv(&mut [0; 16]).context("no UDP datagram arrived at the destination")?;
+    }
     redirect(&pod)?;
-    assert!(!succeeds(&pod, 1337, tcp)? && !succeeds(&pod, 1000, udp)?);
-    assert!(echo.recv(&mut [0; 16]).is_err(), "UDP has arrived");
+    for (way, user, script) in AROUND {
+        assert!(!succeeds(&pod, user, script)?, "{way}");
+    }
     Ok(())
 }
 
-/// Certificates of a run cannot be read by others than the proxies' user.
+/// Only the proxies' user can read the keys.
 #[test]
 fn keys_are_readable_by_their_owner_only() -> Result<()> {
     use std::os::unix::fs::MetadataExt;

@@ -1,8 +1,8 @@
-//! Clients under load with a ledger, and what must not disturb them: restarts, a killed router, scans and idle strangers.
+//! Keeps a ledger of clients' connections during events that must not disturb them: restarts, a killed router, scans and idle
+//! strangers.
 
 use crate::{
     destination::{ECHO, GREETING, HTTP, read_all},
-    identity::client,
     network::{RouterNetwork, greeting, header_for},
     topology::{ROUTERS, STANDBY, Topology, router, sidecar, with_identity},
 };
@@ -22,25 +22,25 @@ use std::{
 };
 use testbed::{DEADLINE, Envoy, Host, Module, envoy};
 
-/// The connections of a load: how many were answered, and the errors of the others.
+/// The connections of a load: the number of answered ones, and the errors of the others.
 #[derive(Default)]
 pub struct Ledger {
     pub answered: u64,
     pub lost: Vec<String>,
 }
 
-/// Exchanges a word with the echo of the destination, and ends properly.
+/// Exchanges a word with the echo server of the destination, and closes the connection orderly.
 fn exchange(topology: &Topology, source: &str) -> Result<()> {
     let mut client = topology.connect(source, ECHO)?;
     client.write_all(b"hello")?;
     let mut echo = [0; 5];
     client.read_exact(&mut echo)?;
     client.shutdown(Shutdown::Write)?;
-    ensure!(&echo == b"hello" && read_all(client)?.is_empty(), "another answer");
+    ensure!(&echo == b"hello" && read_all(client)?.is_empty(), "the echo differs from the bytes that were sent");
     Ok(())
 }
 
-/// Runs `work` while clients connect from this source one after the other. Returns the ledger of them.
+/// Runs `work` while clients connect from this source one after the other. Returns their ledger.
 pub fn under_load(topology: &Topology, source: &str, work: impl FnOnce() -> Result<()>) -> Result<Ledger> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -57,12 +57,12 @@ pub fn under_load(topology: &Topology, source: &str, work: impl FnOnce() -> Resu
         });
         let worked = work();
         stop.store(true, Ordering::Relaxed);
-        let ledger = load.join().expect("it does not panic");
+        let ledger = load.join().expect("the load panicked");
         worked.map(|()| ledger)
     })
 }
 
-/// An Envoy in a host that the shipped script drains at SIGTERM.
+/// An Envoy in a host. The shipped script drains it at SIGTERM.
 struct Drained {
     envoy: Envoy,
     _folder: tempfile::TempDir,
@@ -88,16 +88,16 @@ fn start_drained(topology: &Topology, host: &Host) -> Result<Drained> {
 impl Drained {
     fn terminate(&self) -> Result<()> {
         let status = Command::new("kill").args(["-TERM", &self.envoy.id().to_string()]).status()?;
-        ensure!(status.success(), "kill fails");
+        ensure!(status.success(), "kill failed");
         Ok(())
     }
 
     fn await_end(&self) -> Result<Duration> {
         let started = Instant::now();
-        // A zombie until its owner waits for it.
+        // The process stays a zombie until its owner waits for it.
         let stat = format!("/proc/{}/stat", self.envoy.id());
         while !fs::read_to_string(&stat).unwrap_or_default().contains(") Z ") {
-            ensure!(started.elapsed() < Duration::from_secs(40), "the router does not end");
+            ensure!(started.elapsed() < Duration::from_secs(40), "the router did not end");
             thread::sleep(Duration::from_millis(20));
         }
         Ok(started.elapsed())
@@ -105,14 +105,14 @@ impl Drained {
 }
 
 #[test]
-fn a_rolling_restart_under_load_loses_nothing_and_cuts_nothing() -> Result<()> {
+fn a_rolling_restart_under_load_loses_and_cuts_no_connection() -> Result<()> {
     let mut topology = Topology::new(Module::Wasm)?;
     let second = topology.network.host(&STANDBY[0])?;
     let mut second_router = start_drained(&topology, &second)?;
     topology.take_down(0)?;
     let mut first_router = start_drained(&topology, &topology.routers[0])?;
     topology.sidecar.await_stat("cluster.egress1.membership_healthy", 2)?;
-    // Held through the restart of the first router, and ended by their clients before its deadline.
+    // Their clients hold these connections while the first router drains, and close them before its deadline.
     let mut held = Vec::new();
     for _ in 0..20 {
         let mut client = topology.connect("10.1.0.2", ECHO)?;
@@ -141,7 +141,7 @@ fn a_rolling_restart_under_load_loses_nothing_and_cuts_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_drain_ends_at_its_deadline_in_spite_of_a_client_that_stays() -> Result<()> {
+fn a_drain_ends_at_its_deadline_although_a_client_stays_connected() -> Result<()> {
     let mut topology = Topology::new(Module::Wasm)?;
     topology.take_down(0)?;
     let router = start_drained(&topology, &topology.routers[0])?;
@@ -151,11 +151,11 @@ fn a_drain_ends_at_its_deadline_in_spite_of_a_client_that_stays() -> Result<()> 
     stays.read_exact(&mut [0; 5])?;
     router.terminate()?;
     let took = router.await_end()?;
-    assert!((19.0..26.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!((19.0..26.0).contains(&took.as_secs_f64()), "expected a drain of 19 to 26 s, took {took:?}");
     Ok(())
 }
 
-/// The design promises: connections of the killed router are cut; new ones are tried again at the second router.
+/// A kill cuts the router's connections. The sidecar retries new ones at the second router.
 #[test]
 fn a_killed_router_loses_no_new_connections() -> Result<()> {
     let mut topology = Topology::new(Module::Wasm)?;
@@ -166,18 +166,18 @@ fn a_killed_router_loses_no_new_connections() -> Result<()> {
     let victim = topology.egress[0].id().to_string();
     let ledger = under_load(&topology, "10.1.0.2", || {
         thread::sleep(Duration::from_secs(1));
-        ensure!(Command::new("kill").args(["-KILL", &victim]).status()?.success(), "kill fails");
+        ensure!(Command::new("kill").args(["-KILL", &victim]).status()?.success(), "kill failed");
         thread::sleep(Duration::from_secs(5));
         Ok(())
     })?;
     println!("{} answered, lost: {:?}", ledger.answered, ledger.lost);
-    // The one that was established when the router was killed.
+    // The kill cuts the connection that is established at that moment.
     assert!(ledger.answered > 50 && ledger.lost.len() <= 1, "{} answered, {:?}", ledger.answered, ledger.lost);
     topology.take_down(0)?;
     Ok(())
 }
 
-/// Measures the admin interface until `stop`. Returns its slowest answer.
+/// Queries the admin interface until `stop` is set. Returns the time of its slowest answer.
 fn slowest_answer(egress: &Envoy, stop: &AtomicBool) -> Result<Duration> {
     let mut slowest = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
@@ -192,13 +192,13 @@ fn slowest_answer(egress: &Envoy, stop: &AtomicBool) -> Result<Duration> {
 #[test]
 fn a_scan_and_idle_strangers_do_not_disturb_another_tenant() -> Result<()> {
     let network = RouterNetwork::new(&router()?)?;
-    let good = client(Some(network.certificates.identity("tenant-b")?))?;
+    let good = crate::tls::client(Some(&network.certificates.identity("tenant-b")?))?;
     let scanner = Arc::clone(&network.client);
-    // 2,000 connections that say nothing, from an address that is in no list.
+    // 2,000 silent connections from an address that no list contains.
     let idle: Vec<TcpStream> = (0..2000)
         .map(|_| network.send_to(&network.stranger, 8080, b""))
         .collect::<Result<_>>()
-        .context("idle strangers")?;
+        .context("cannot open the connections of idle strangers")?;
     let stop = AtomicBool::new(false);
     let (answered, lost, slowest, scanned) = thread::scope(|scope| -> Result<_> {
         let admin = scope.spawn(|| slowest_answer(&network.egress, &stop));
@@ -208,7 +208,7 @@ fn a_scan_and_idle_strangers_do_not_disturb_another_tenant() -> Result<()> {
                 scope.spawn(move || -> Result<u32> {
                     let mut scanned = 0;
                     while !stop.load(Ordering::Relaxed) {
-                        // The router itself refuses nothing there, and the host with this network answers with a reset or not.
+                        // The router does not refuse these destinations. Nothing listens there.
                         let number = scanned * 8 + worker;
                         let to = format!("198.51.{}.{}:9", 101 + number / 250 % 100, 1 + number % 250);
                         let socket = network.send_to(&network.peer, 8080, &header_for(&to))?;
@@ -232,14 +232,14 @@ fn a_scan_and_idle_strangers_do_not_disturb_another_tenant() -> Result<()> {
         stop.store(true, Ordering::Relaxed);
         let mut scanned = 0;
         for scanner in scanners {
-            scanned += scanner.join().expect("it does not panic")?;
+            scanned += scanner.join().expect("a scanner panicked")?;
         }
-        Ok((answered, lost, admin.join().expect("it does not panic")?, scanned))
+        Ok((answered, lost, admin.join().expect("the measurement panicked")?, scanned))
     })?;
     println!("{answered} answered, {} lost, {scanned} scanned in 15 s, slowest answer {slowest:?}", lost.len());
     assert!(answered > 50 && lost.is_empty(), "{answered} answered, {lost:?}");
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-    assert!(scanned > 1_000, "{scanned} scanned");
+    assert!(slowest < Duration::from_secs(1), "the slowest answer of the admin interface took {slowest:?}");
+    assert!(scanned > 1_000, "only {scanned} destinations were scanned");
     drop(idle);
     Ok(())
 }
@@ -256,9 +256,9 @@ fn the_sidecar_limits_the_rate_of_its_application() -> Result<()> {
     Ok(())
 }
 
-/// The recipe of docs/egress-path.md for a host with several addresses.
+/// Follows the recipe in docs/egress-path.md for a host with several addresses.
 #[test]
-fn a_router_leaves_from_the_address_that_it_is_bound_to() -> Result<()> {
+fn a_router_connects_from_the_address_it_is_bound_to() -> Result<()> {
     let addresses = "{ source_address: { address: 198.51.100.33, port_value: 0 }, \
                      extra_source_addresses: [{ address: { address: \"2001:db8::33\", port_value: 0 } }] }";
     let cluster = "{ name: clients, type: ORIGINAL_DST,";
@@ -268,7 +268,7 @@ fn a_router_leaves_from_the_address_that_it_is_bound_to() -> Result<()> {
     for address in ["198.51.100.31/32", "198.51.100.33/32", "2001:db8::31/128", "2001:db8::33/128"] {
         topology.routers[0].call("ip", &format!("address add {address} dev eth0"))?;
     }
-    thread::sleep(Duration::from_secs(2)); // duplicate address detection
+    thread::sleep(Duration::from_secs(2)); // until duplicate address detection is done
     let config = with_identity(&bound, &topology.certificates, "egress-router1")?;
     topology.egress[0] = Envoy::start_in(&topology.routers[0], &envoy::program()?, &config, &[])?;
     topology.sidecar.await_stat("cluster.egress1.membership_healthy", 1)?;

@@ -11,6 +11,7 @@
     reason = "a panic fails the test"
 )]
 
+mod cost;
 mod destination;
 mod egress;
 mod hostile;
@@ -27,5 +28,7 @@ mod traffic;
 
 #[path = "../common/client_hello.rs"]
 mod client_hello;
+#[path = "../common/tls.rs"]
+mod tls;
 #[path = "../common/trapping_module.rs"]
 mod trapping_module;

@@ -1,8 +1,9 @@
-//! An egress router alone, with clients that write PROXY headers themselves.
+//! A single egress router, with clients that write PROXY headers themselves.
 
 use crate::{
     destination::serve,
-    identity::{Certificates, client},
+    identity::Certificates,
+    tls,
     topology::{ROUTERS, with_identity},
 };
 use anyhow::{Context, Result, ensure};
@@ -22,7 +23,7 @@ pub fn header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n".as_slice(), &[command, family], &length, rest].concat()
 }
 
-/// Encodes the header of a sidecar for this destination.
+/// Encodes the header that a sidecar sends for this destination.
 pub fn header_for(destination: &str) -> Vec<u8> {
     let destination: SocketAddr = destination.parse().expect("a destination");
     let ports = [1234_u16.to_be_bytes(), destination.port().to_be_bytes()].concat();
@@ -32,7 +33,7 @@ pub fn header_for(destination: &str) -> Vec<u8> {
     }
 }
 
-/// A router, and two hosts beside it: a peer that may connect and a stranger.
+/// A router, a peer that may connect to it, and a stranger that may not.
 pub struct RouterNetwork {
     pub router: Host,
     pub peer: Host,
@@ -43,7 +44,7 @@ pub struct RouterNetwork {
     pub client: Arc<ClientConfig>,
 }
 
-/// The addresses of a host with servers that send first: public ones, metadata services, and private ones.
+/// The addresses of a host whose servers send first: public addresses, metadata services, and private addresses.
 pub const SERVERS: [&str; 10] = [
     "198.51.100.7/32",
     "2001:db8::7/128",
@@ -73,7 +74,7 @@ impl RouterNetwork {
             stranger: network.host(&["10.1.0.100/16"])?,
             egress: Envoy::start_in(&router, &envoy::program()?, &config, &[])?,
             router,
-            client: client(Some(certificates.identity("client")?))?,
+            client: tls::client(Some(&certificates.identity("client")?))?,
             certificates,
         })
     }
@@ -87,8 +88,8 @@ impl RouterNetwork {
         Ok(client)
     }
 
-    /// Sends these bytes and begins TLS with the certificate of the client. Returns what the client receives, and the number of
-    /// connections that the router has made so far.
+    /// Sends these bytes and begins TLS with the certificate of the client. Returns the bytes that the client receives, and the
+    /// number of connections that the router has made so far.
     pub fn ask(&self, from: &Host, bytes: &[u8]) -> Result<(Vec<u8>, u64)> {
         let received = greeting(self.send_to(from, 8080, bytes)?, &self.client)?;
         Ok((received, self.connections()?))
@@ -102,7 +103,7 @@ impl RouterNetwork {
     }
 }
 
-/// Begins TLS and returns what the server says first, or nothing if it closes the connection.
+/// Begins TLS and returns the server's greeting, or nothing if the connection is closed.
 pub fn greeting(socket: TcpStream, tls: &Arc<ClientConfig>) -> Result<Vec<u8>> {
     let mut client = StreamOwned::new(ClientConnection::new(Arc::clone(tls), "router".try_into()?)?, socket);
     let mut received = [0; 11];
@@ -111,7 +112,7 @@ pub fn greeting(socket: TcpStream, tls: &Arc<ClientConfig>) -> Result<Vec<u8>> {
         Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => {
             Err(error).context("the router does not close the connection")
         }
-        Err(_) => Ok(Vec::new()), // a reset, an alert, or an end without one
+        Err(_) => Ok(Vec::new()), // a reset, a TLS alert, or a close without an alert
     }
 }
 

@@ -20,18 +20,18 @@ for_each_module! {
     with_failover_clients_of_a_stopped_egress_use_the_other,
 }
 
-/// Sends something to the echo, reads it back and ends this side. Fails unless the other side ends too.
+/// Sends bytes to the echo server, reads them back and half-closes. Fails unless the other side closes too.
 fn echo(topology: &Topology, source: &str) -> Result<()> {
     let mut client = topology.connect(source, ECHO)?;
     client.write_all(source.as_bytes())?;
     let mut echo = vec![0; source.len()];
     client.read_exact(&mut echo)?;
     client.shutdown(Shutdown::Write)?;
-    ensure!(echo == source.as_bytes() && read_all(client)?.is_empty(), "{source} received something else");
+    ensure!(echo == source.as_bytes() && read_all(client)?.is_empty(), "{source} received other bytes than it sent");
     Ok(())
 }
 
-/// Runs clients of an egress one after the other until `stop`. Returns how many were answered and how many were not.
+/// Runs clients of an egress one after the other until `stop` is set. Returns the numbers of answered and lost connections.
 fn clients(topology: &Topology, source: &str, stop: &AtomicBool) -> (u64, u64) {
     let (mut answered, mut lost) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
@@ -51,7 +51,7 @@ fn an_unreachable_egress_fails_only_its_own_clients(module: Module) -> Result<()
     established.write_all(b"here")?;
     established.read_exact(&mut [0; 4])?;
     let stop = AtomicBool::new(false);
-    let cut_off = "INPUT -p tcp -m multiport --dports 8080,8082 -j DROP"; // neither an answer nor a refusal
+    let cut_off = "INPUT -p tcp -m multiport --dports 8080,8082 -j DROP"; // the router neither answers nor refuses
     topology.routers[0].call("iptables", &format!("--wait -A {cut_off}"))?;
     let (received, took, (answered, lost)) = thread::scope(|scope| {
         let others = scope.spawn(|| clients(&topology, "10.1.0.3", &stop));
@@ -59,10 +59,10 @@ fn an_unreachable_egress_fails_only_its_own_clients(module: Module) -> Result<()
         let received = topology.connect("10.1.0.2", GREETING).and_then(read_until_closed);
         let took = started.elapsed();
         stop.store(true, Ordering::Relaxed);
-        (received, took, others.join().expect("it does not panic"))
+        (received, took, others.join().expect("the clients panicked"))
     });
     assert_eq!(received?, b"");
-    // An attempt of 2 s or two: meanwhile the probes fail.
+    // The sidecar makes one or two attempts of 2 s, until the probes fail.
     assert!((0.9..6.0).contains(&took.as_secs_f64()), "{took:?}");
     assert!(answered > 3 && lost == 0, "{answered} answered, {lost} lost");
     assert_eq!(read_until_closed(stranded)?, b"");
@@ -86,7 +86,11 @@ fn with_failover_clients_of_a_stopped_egress_use_the_other(module: Module) -> Re
         echo(&topology, source)?;
     }
     let connections = |egress: &Envoy| egress.stat("cluster.clients.upstream_cx_total");
-    assert_eq!((connections(&topology.egress[0])?, connections(&topology.egress[1])?), (2, 2), "both routers run");
+    assert_eq!(
+        (connections(&topology.egress[0])?, connections(&topology.egress[1])?),
+        (2, 2),
+        "while both routers run"
+    );
     topology.take_down(0)?;
     topology.sidecar.await_stat("cluster.egress1.membership_healthy", 1)?;
     for number in 0..80 {
@@ -98,12 +102,14 @@ fn with_failover_clients_of_a_stopped_egress_use_the_other(module: Module) -> Re
 }
 
 #[test]
-fn a_sidecar_with_a_trapping_wasm_module_passes_no_connection_and_reloads_it() -> Result<()> {
+fn a_sidecar_with_a_trapping_wasm_module_closes_connections_and_reloads_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let trapping = trapping_module(folder.path())?;
     let shipped = Module::Wasm.path()?;
-    let sidecar =
-        sidecar(Module::Wasm)?.with(shipped.to_str().context("UTF-8")?, trapping.to_str().context("UTF-8")?)?;
+    let sidecar = sidecar(Module::Wasm)?.with(
+        shipped.to_str().context("the path is not UTF-8")?,
+        trapping.to_str().context("the path is not UTF-8")?,
+    )?;
     let topology = Topology::start(&sidecar, &router()?)?;
     let started = Instant::now();
     while !topology.sidecar.get("/stats?filter=vm_reload_success")?.lines().any(|line| line.ends_with(": 1")) {
@@ -111,6 +117,6 @@ fn a_sidecar_with_a_trapping_wasm_module_passes_no_connection_and_reloads_it() -
         ensure!(started.elapsed() < DEADLINE, "{}", topology.sidecar.end_of_log());
         thread::sleep(Duration::from_millis(50));
     }
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     Ok(())
 }

@@ -11,15 +11,15 @@ use std::{io::Write, net::TcpStream};
 use testbed::{Config, envoy};
 
 #[test]
-fn the_router_accepts_headers_of_its_peers_only() -> Result<()> {
+fn the_router_accepts_headers_from_its_peers_only() -> Result<()> {
     let network = RouterNetwork::new(&router()?)?;
     let valid = header_for("198.51.100.7:25");
     for from in [&network.peer, &network.stranger] {
-        // The servers for the headers that are refused below answer.
+        // As a control for the refused headers below, a peer with a valid header gets an answer.
         let (greeting, connected) = network.ask(from, &valid)?;
         let is_peer = std::ptr::eq(from, &network.peer);
         assert_eq!(greeting, if is_peer { b"220 ready\r\n".as_slice() } else { b"" });
-        assert_eq!(connected, 1, "the stranger gets no connection although its header is valid");
+        assert_eq!(connected, 1, "only the peer may get a connection, although both headers are valid");
     }
     network.egress.await_access(&["\"peer\":\"10.1.0.100:"])?;
     await_line(&network.egress, &[("source", "10.1.0.2:1234"), ("chain", "stranger"), ("cluster", "stranger")])?;
@@ -32,7 +32,7 @@ fn the_router_accepts_headers_of_its_peers_only() -> Result<()> {
     const VERSION_1: &str = "proxy_proto.egress.versions.v1.disallowed";
     const NO_HEADER: &str = "proxy_proto.egress.not_found_disallowed";
     const TIMEOUT: &str = "listener.0.0.0.0_8080.downstream_pre_cx_timeout";
-    let mut lines = 2; // of the two valid headers above
+    let mut lines = 2; // for the two valid headers above
     await_lines(&network.egress, lines)?;
     for (case, bytes, counter) in [
         ("LOCAL", header(0x20, 0x00, b""), FORBIDDEN),
@@ -85,7 +85,7 @@ fn the_router_refuses_its_own_address_even_if_no_list_contains_it() -> Result<()
 }
 
 #[test]
-fn a_full_router_refuses_connections_and_answers_its_probes() -> Result<()> {
+fn a_full_router_refuses_connections_but_answers_probes() -> Result<()> {
     let small = router()?
         .with("max_active_downstream_connections: 13000", "max_active_downstream_connections: 2")?
         .with("max_connections: 100", "max_connections: 1")?;
@@ -110,7 +110,7 @@ fn a_full_router_refuses_connections_and_answers_its_probes() -> Result<()> {
     await_probes(0)?;
     let idle = network.stranger.run(|| TcpStream::connect(("10.1.0.21", 8082)))?;
     await_probes(1)?;
-    assert_eq!(probe()?, "", "probes are limited too");
+    assert_eq!(probe()?, "", "connections to the port of probes must be limited too");
     assert_eq!(network.egress.stat("connection_limit.ready.limited_connections")?, 1);
     drop((open, idle));
     Ok(())

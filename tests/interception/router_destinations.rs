@@ -40,9 +40,9 @@ fn forbidden_destinations_are_refused() -> Result<()> {
         ("[fd00:ec2::254]:25", "[fd00:ec2::254]:25"),
         ("[fd20:ce::254]:25", "[fd20:ce::254]:25"),
         ("[fd00:c1::a9fe:a9fe]:25", "[fd00:c1::a9fe:a9fe]:25"),
-        ("10.1.0.21:25", "10.1.0.21:25"), // in the list of the operator, as is the address of the router
+        ("10.1.0.21:25", "10.1.0.21:25"), // in the operator's list, like the address of the router
         ("10.1.0.21:8080", "10.1.0.21:8080"),
-        ("198.51.100.21:25", "198.51.100.21:25"), // the other side of the router
+        ("198.51.100.21:25", "198.51.100.21:25"), // the router's address on the other side
         ("[fd00:1::21]:25", "[fd00:1::21]:25"),
         ("10.1.200.1:25", "10.1.200.1:25"),
         ("10.20.0.1:25", "10.20.0.1:25"), // private, and listed for another tenant only
@@ -83,7 +83,7 @@ fn the_servers_at_forbidden_destinations_would_answer() -> Result<()> {
         assert_eq!(&greeting, b"220 ready\r\n");
     }
     for address in &SERVERS {
-        let (address, _) = address.split_once('/').context("a prefix")?;
+        let (address, _) = address.split_once('/').context("no prefix length")?;
         let destination = SocketAddr::new(address.parse()?, GREETING);
         network.router.run(|| TcpStream::connect(destination)).context(address)?;
     }

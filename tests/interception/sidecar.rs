@@ -14,12 +14,12 @@ use std::{
 use testbed::{Module, for_each_module};
 
 for_each_module! {
-    the_sidecar_does_not_loop_to_itself,
+    connections_to_the_sidecars_own_port_do_not_loop,
     connections_that_no_route_matches_are_not_forwarded,
     a_route_by_server_name_matches_tls_clients,
 }
 
-fn the_sidecar_does_not_loop_to_itself(module: Module) -> Result<()> {
+fn connections_to_the_sidecars_own_port_do_not_loop(module: Module) -> Result<()> {
     let topology = Topology::new(module)?;
     let mut closed = 0;
     for address in ["10.1.0.2:15001", "[fd00:1::2]:15001"] {
@@ -29,7 +29,7 @@ fn the_sidecar_does_not_loop_to_itself(module: Module) -> Result<()> {
             topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", closed)?;
         }
     }
-    // A connection to the same port elsewhere arrives by redirection. It must not start a loop.
+    // A connection to the same port of another host is redirected to the sidecar. It must not start a loop.
     for elsewhere in ["198.51.100.7:15001", "[2001:db8::7]:15001"] {
         assert_eq!(read_until_closed(topology.pod.run(|| TcpStream::connect(elsewhere))?)?, b"", "{elsewhere}");
         closed += 1;
@@ -49,7 +49,7 @@ fn connections_that_no_route_matches_are_not_forwarded(module: Module) -> Result
         assert_eq!(read_until_closed(topology.connect(source, GREETING)?)?, b"", "{source}");
         topology.sidecar.await_stat("cluster.unrouted.upstream_cx_none_healthy", number as u64 + 1)?;
     }
-    assert!(topology.received.lock().expect("no server panics").is_empty());
+    assert!(topology.received.lock().expect("a server panicked").is_empty());
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 use testbed::{Config, DEADLINE, Envoy, Host, Module, Network, envoy};
 
-/// The addresses of the pod with the client and the sidecar. The first one of each family is even, the second one is odd.
+/// The addresses of the pod with the client and the sidecar. In each family, the first one is even and the second one is odd.
 pub const POD: [&str; 4] = ["10.1.0.2/16", "10.1.0.3/16", "fd00:1::2/64", "fd00:1::3/64"];
 pub const ROUTERS: [[&str; 2]; 2] = [["10.1.0.21/16", "fd00:1::21/64"], ["10.1.0.22/16", "fd00:1::22/64"]];
 /// The second router of each egress, which tests start if they need it.
@@ -51,7 +51,7 @@ pub fn router() -> Result<Config> {
         .with_each("fd00:172:30:80::", "fd00:1::")
 }
 
-/// Returns a configuration of a router or a sidecar with the folder of its certificates and of its endpoints.
+/// Returns a configuration of a router or a sidecar with the folder of its certificates.
 pub fn with_identity(config: &Config, certificates: &Certificates, name: &str) -> Result<Config> {
     config.with_each("/etc/sluice/", &format!("{}/", certificates.of(name).display()))
 }
@@ -67,10 +67,10 @@ pub fn with_endpoints(config: &Config, certificates: &Certificates, name: &str) 
     config.with_each("/etc/endpoints/", &format!("{}/", folder.display()))
 }
 
-/// Runs the shipped script of the redirection in a pod.
+/// Runs the shipped redirection script in a pod.
 pub fn redirect(pod: &Host) -> Result<()> {
     let script = testbed::root().join("envoy-docker/redirect.sh");
-    let arguments = format!("{} 10.1.0.20/29 fd00:1::20/125", script.to_str().context("UTF-8")?);
+    let arguments = format!("{} 10.1.0.20/29 fd00:1::20/125", script.to_str().context("the path is not UTF-8")?);
     pod.call("sh", &arguments)
 }
 
@@ -108,19 +108,20 @@ impl Topology {
         Ok(Self { pod, routers, destination, received, trusted, sidecar, egress, certificates, network })
     }
 
-    /// Connects from an ordinary program of the pod, with this source address.
+    /// Connects from the pod as an application does, with this source address.
     pub fn connect(&self, source: &str, port: u16) -> Result<TcpStream> {
         let source: IpAddr = source.parse()?;
         self.pod.run(|| testbed::connect(source, (destination_of(source), port).into()))
     }
 
-    /// Waits until the destination has served a connection at this port. Returns the address of its peer and what it sent.
+    /// Waits until the destination has served a connection at this port. Returns the address of its peer and the bytes that the
+    /// peer sent.
     pub fn await_received(&self, port: u16) -> Result<(IpAddr, Vec<u8>)> {
         let started = Instant::now();
         loop {
-            let found = self.received.lock().expect("no server panics").iter().position(|(at, ..)| *at == port);
+            let found = self.received.lock().expect("a server panicked").iter().position(|(at, ..)| *at == port);
             if let Some(index) = found {
-                let (_, peer, sent) = self.received.lock().expect("no server panics").swap_remove(index);
+                let (_, peer, sent) = self.received.lock().expect("a server panicked").swap_remove(index);
                 return Ok((peer, sent));
             }
             ensure!(started.elapsed() < DEADLINE, "the destination received no connection at port {port}");
@@ -128,7 +129,7 @@ impl Topology {
         }
     }
 
-    /// Stops this router, so that its port refuses connections.
+    /// Stops a router, so that its ports refuse connections.
     pub fn take_down(&mut self, number: usize) -> Result<()> {
         let router = with_identity(&router()?, &self.certificates, "egress-router1")?;
         let nowhere = Envoy::start_in(&Host::alone()?, &envoy::program()?, &router, &[])?;
@@ -147,9 +148,9 @@ impl Topology {
     }
 }
 
-/// Returns the address of the destination in the family of this source.
+/// Returns the address of the destination in the address family of this source.
 pub fn destination_of(source: IpAddr) -> IpAddr {
     let with_prefix = if source.is_ipv4() { DESTINATION[0] } else { DESTINATION[1] };
-    let (address, _) = with_prefix.split_once('/').expect("a prefix");
+    let (address, _) = with_prefix.split_once('/').expect("no prefix length");
     address.parse().expect("an address")
 }

@@ -1,4 +1,4 @@
-//! Bytes, ends of streams and numbers of connections.
+//! Large streams, half-closed connections, and many connections.
 
 use crate::{
     destination::{ECHO, GREETING, STREAM_LENGTH, STREAMS, TLS, hash_of, read_until_closed, streams},
@@ -13,13 +13,13 @@ use std::{
 use testbed::{Module, for_each_module};
 
 for_each_module! {
-    a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately,
-    a_client_that_ends_its_side_at_once_is_answered,
-    five_hundred_connections_at_once_are_forwarded,
+    a_hundred_megabytes_arrive_each_way_and_each_side_half_closes_separately,
+    a_client_that_half_closes_at_once_is_answered,
+    five_hundred_concurrent_connections_are_forwarded,
     silent_clients_and_reset_connections_leave_nothing_open,
 }
 
-fn a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately(module: Module) -> Result<()> {
+fn a_hundred_megabytes_arrive_each_way_and_each_side_half_closes_separately(module: Module) -> Result<()> {
     let topology = Topology::new(module)?;
     for (source, number) in [SOURCES[0], SOURCES[3]] {
         let client = topology.connect(source, STREAMS)?;
@@ -33,8 +33,8 @@ fn a_hundred_megabytes_each_way_arrive_and_each_side_ends_separately(module: Mod
     topology.await_quiet()
 }
 
-/// Runs clients that end their side right after they have sent. Returns how many of them are answered.
-fn answers_after_immediate_end(topology: &Topology, clients: u64) -> Result<u64> {
+/// Runs clients that half-close right after sending. Returns the number of answered clients.
+fn answers_after_immediate_half_close(topology: &Topology, clients: u64) -> Result<u64> {
     let mut answered = 0;
     for _ in 0..clients {
         let mut client = topology.connect("10.1.0.2", ECHO)?;
@@ -44,22 +44,22 @@ fn answers_after_immediate_end(topology: &Topology, clients: u64) -> Result<u64>
         match answer.as_deref() {
             Ok(b"?") => answered += 1,
             Ok(b"") | Err(_) => {}
-            Ok(other) => panic!("another answer: {other:?}"),
+            Ok(other) => panic!("unexpected answer: {other:?}"),
         }
     }
     Ok(answered)
 }
 
-/// Envoy drops a connection whose client ends its side while a listener filter waits for bytes. Behind the header comes TLS,
-/// so that the sidecar does not end its side before the handshake.
-fn a_client_that_ends_its_side_at_once_is_answered(module: Module) -> Result<()> {
+/// Envoy drops a connection whose client half-closes while a listener filter waits for bytes. The header is followed by TLS, so
+/// that the sidecar does not half-close before the handshake.
+fn a_client_that_half_closes_at_once_is_answered(module: Module) -> Result<()> {
     let topology = Topology::new(module)?;
-    assert_eq!(answers_after_immediate_end(&topology, 200)?, 200);
+    assert_eq!(answers_after_immediate_half_close(&topology, 200)?, 200);
     assert_eq!(topology.egress[0].stat("listener.0.0.0.0_8080.ssl.handshake")?, 200);
     topology.await_quiet()
 }
 
-fn five_hundred_connections_at_once_are_forwarded(module: Module) -> Result<()> {
+fn five_hundred_concurrent_connections_are_forwarded(module: Module) -> Result<()> {
     const EACH: usize = 250;
     let topology = Topology::new(module)?;
     let mut clients = Vec::new();
@@ -69,7 +69,7 @@ fn five_hundred_connections_at_once_are_forwarded(module: Module) -> Result<()> 
             client.write_all(&number.to_be_bytes())?;
             clients.push((number, client));
         }
-        // In bursts that a busy machine handles within the connect timeout.
+        // Waiting for answers keeps the bursts small enough for a busy machine to handle within the connect timeout.
         for (number, client) in clients.iter_mut().rev().take(2) {
             let mut echo = [0; size_of::<usize>()];
             client.read_exact(&mut echo)?;

@@ -1,7 +1,7 @@
 //! The filter chains of the sidecars, and tests under changed manifests.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     conversations, outside,
     pod::{self, Pod, list, with_applied},
     sidecar::admin,
@@ -11,8 +11,8 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _, fs, net::SocketAddr};
 
 #[test]
-fn the_filter_stands_in_the_passthrough_chains_and_no_others() -> Result<()> {
-    on_it(|cluster| {
+fn the_filter_is_in_the_passthrough_chains_only() -> Result<()> {
+    on_cluster(|cluster| {
         for client in &cluster.clients {
             let chains = chains(cluster, client)?;
             let golden = golden()?;
@@ -26,7 +26,8 @@ fn the_filter_stands_in_the_passthrough_chains_and_no_others() -> Result<()> {
     })
 }
 
-/// Outbound listeners, their chains and what each consists of, with the names of services for their addresses.
+/// Lists the outbound listeners of a client's sidecar with their filter chains and filters. The names of services replace their
+/// addresses.
 pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
     let mut names = BTreeMap::new();
     for service in list(&cluster.get(&["services", "--all-namespaces"])?, "/items") {
@@ -37,7 +38,7 @@ pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
     let mut listeners = BTreeMap::new();
     for config in list(&dump, "/configs") {
         for listener in list(&config, "/dynamic_listeners") {
-            ensure!(listener.get("error_state").is_none(), "a listener was refused: {listener}");
+            ensure!(listener.get("error_state").is_none(), "Envoy rejected a listener: {listener}");
             let listener = &listener["active_state"]["listener"];
             if listener["traffic_direction"] != "OUTBOUND" {
                 continue;
@@ -67,12 +68,12 @@ pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
     Ok(listeners.into_iter().map(|(name, lines)| format!("{name}\n{lines}")).collect())
 }
 
-/// The chains with the shipped manifests.
+/// Returns the expected chains with the shipped manifests.
 pub fn golden() -> Result<String> {
     Ok(fs::read_to_string(testbed::root().join("tests/data/kubernetes/chains"))?)
 }
 
-/// Does this under a Sidecar resource of this specification.
+/// Runs `test` while a Sidecar resource with this specification exists.
 fn with_sidecar(cluster: &Cluster, specification: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     let sidecar = format!(
         "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{ name: tried, namespace: default }}\nspec: {specification}"
@@ -80,12 +81,12 @@ fn with_sidecar(cluster: &Cluster, specification: &str, test: impl FnOnce() -> R
     with_manifests(cluster, &sidecar, test)
 }
 
-/// Applies these manifests, does this, deletes them and waits until the chains are as they were.
+/// Applies these manifests, runs `test`, deletes the manifests and waits until the chains are the shipped ones again.
 pub fn with_manifests(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     let outcome = with_applied(cluster, manifests, test);
     let golden = golden()?;
     for client in &cluster.clients {
-        cluster.eventually("the chains as they were", |_| {
+        cluster.eventually("the shipped chains", |_| {
             let chains = chains(cluster, client)?;
             ensure!(chains == golden, "{chains}");
             Ok(())
@@ -95,11 +96,11 @@ pub fn with_manifests(cluster: &Cluster, manifests: &str, test: impl FnOnce() ->
 }
 
 #[test]
-fn under_registry_only_sluice_still_decides() -> Result<()> {
-    on_it(|cluster| {
+fn with_registry_only_sluice_still_routes_connections() -> Result<()> {
+    on_cluster(|cluster| {
         with_sidecar(cluster, "{ outboundTrafficPolicy: { mode: REGISTRY_ONLY } }", || {
             for client in &cluster.clients {
-                cluster.eventually("REGISTRY_ONLY", |_| {
+                cluster.eventually("the mode REGISTRY_ONLY", |_| {
                     let chains = chains(cluster, client)?;
                     let black = "virtualOutbound-catchall-tcp: local_ratelimit → sluice → tcp_proxy(BlackHoleCluster)";
                     ensure!(chains.contains(black), "{chains}");
@@ -109,17 +110,17 @@ fn under_registry_only_sluice_still_decides() -> Result<()> {
                     cluster.expect_routed(client, outside(0, port), &says)?;
                 }
             }
-            // What sluice leaves alone goes where the chain says: nowhere.
+            // Connections that sluice does not route go to the cluster of the chain, which refuses them.
             cluster.expect_refused(SocketAddr::new(cluster.backend()?.addresses[0], 5432), b"hello")
         })
     })
 }
 
 #[test]
-fn a_sidecar_resource_that_hides_the_routers_fails_connections_and_verify_says_so() -> Result<()> {
-    on_it(|cluster| {
+fn when_a_sidecar_resource_hides_the_routers_connections_fail_and_verify_reports_it() -> Result<()> {
+    on_cluster(|cluster| {
         with_sidecar(cluster, "{ egress: [{ hosts: [istio-system/*] }] }", || {
-            cluster.eventually("that the routers are hidden", |_| {
+            cluster.eventually("verify to report the hidden routers", |_| {
                 let (right, shown) = cluster.verify(None)?;
                 let what = "there is no cluster outbound|8080||egress-router1.egress-routers.svc.cluster.local";
                 let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();

@@ -1,4 +1,4 @@
-//! The cluster: its start, the commands on it, the registry of modules, and hosts outside.
+//! The cluster: its start, commands that use it, the registry of modules, and the hosts outside.
 
 use crate::{
     keeper,
@@ -21,16 +21,16 @@ use std::{
 };
 use testbed::Host;
 
-/// The registry of modules. A private address, as crane speaks plain HTTP to no other.
+/// The registry of modules. Its address is private, because crane speaks plain HTTP to private addresses only.
 pub const REGISTRY: &str = "10.88.0.5:5000";
 
-/// Where connections go that leave the cluster, by family. DNS calls it `destination.example.com`.
+/// The host outside the cluster, by address family. Its DNS name is `destination.example.com`.
 pub const OUTSIDE: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
-/// The same host by the address of declared-externals/serviceentry-by-address.yaml.
+/// Another address of this host, which declared-externals/serviceentry-by-address.yaml declares.
 pub const DECLARED: &str = "198.51.100.9";
 
-/// What differs from Istio's defaults: images of the tests, which have stock Envoy without Istio's own filters, both families,
-/// and a registry that speaks plain HTTP.
+/// The settings that differ from Istio's defaults: test images with stock Envoy, which lacks Istio's own filters, both address
+/// families, and a registry that speaks plain HTTP.
 const ISTIO: [&str; 8] = [
     "profile=minimal",
     "hub=docker.io/istio",
@@ -42,8 +42,8 @@ const ISTIO: [&str; 8] = [
     "meshConfig.defaultConfig.proxyMetadata.WASM_INSECURE_REGISTRIES=10.88.0.5:5000",
 ];
 
-/// The Istio to install: `tests` for the pinned version, `previous` for an older one, or `cni` for the pinned version with its CNI
-/// plugin in place of init containers.
+/// Returns istioctl's options for the Istio to install: `tests` for the pinned version, `previous` for an older one, or `cni` for
+/// the pinned version with its CNI plugin instead of init containers.
 fn istio() -> Result<Vec<String>> {
     let variant = env::var("SLUICE_ISTIO").unwrap_or_else(|_| "tests".into());
     let mut settings: Vec<String> = ISTIO.iter().map(|&setting| setting.into()).collect();
@@ -58,43 +58,43 @@ fn istio() -> Result<Vec<String>> {
             ]
             .map(Into::into),
         ),
-        other => bail!("SLUICE_ISTIO is {other:?}, not tests, previous or cni"),
+        other => bail!("SLUICE_ISTIO: {other:?}, expected one of: tests previous cni"),
     }
     Ok(settings.into_iter().flat_map(|setting| ["--set".into(), setting]).collect())
 }
 
-/// The tag of Istio's images.
+/// Returns the tag of Istio's images.
 pub fn istio_tag() -> &'static str {
     if env::var("SLUICE_ISTIO").is_ok_and(|variant| variant == "previous") { "previous" } else { "tests" }
 }
 
-/// Expects a client to have been injected by the Istio that was asked for.
+/// Expects that a client's sidecar was injected by the selected Istio.
 fn expect_istio(client: &Pod) -> Result<()> {
     let variant = env::var("SLUICE_ISTIO").unwrap_or_default();
     let init = list(&client.object, "/spec/initContainers");
     let has = |name: &str| init.iter().any(|container| container["name"] == name);
     let image = format!("proxyv2:{}", istio_tag());
     ensure!(client.object["spec"].to_string().contains(&image), "{}: no image {image}", client.name);
-    // With the plugin, a container checks what the plugin did.
+    // With the plugin, a container validates the plugin's redirection.
     let (present, absent) =
         if variant == "cni" { ("istio-validation", "istio-init") } else { ("istio-init", "istio-validation") };
     ensure!(has(present) && !has(absent), "{}: {init:?}", client.name);
     Ok(())
 }
 
-/// A Kubernetes cluster of two nodes with Istio, until this process ends.
+/// A Kubernetes cluster of two nodes with Istio. It lives until this process ends.
 pub struct Cluster {
     /// The cluster's own folder, which is removed with it.
     pub folder: PathBuf,
     tools: PathBuf,
     /// The network around the nodes: the control plane, the registries and the hosts outside.
     pub outside: Host,
-    /// The write end of the supervisor's input; the cluster is removed when it closes.
+    /// Holds the write end of the supervisor's input. The cluster is removed when this end is closed.
     _supervisor: Child,
     registry: Option<Child>,
     /// The reference of the shipped module in the registry.
     pub module: String,
-    /// A copy of `istio/`, in which a test edits what a user edits.
+    /// A copy of `istio/`, which tests edit as users do.
     pub manifests: PathBuf,
     pub clients: Vec<Pod>,
 }
@@ -102,8 +102,8 @@ pub struct Cluster {
 static CLUSTER: LazyLock<Mutex<Result<Cluster, String>>> =
     LazyLock::new(|| Mutex::new(Cluster::start().map_err(|error| format!("{error:#}"))));
 
-/// Runs a test alone on the cluster that all tests share. The test leaves it as it found it.
-pub fn on_it(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+/// Runs a test on the cluster that all tests share, one test at a time. The test must restore the state that it found.
+pub fn on_cluster(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let mut cluster = CLUSTER.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let cluster = cluster.as_mut().map_err(|error| anyhow!("the cluster did not start: {error}"))?;
     let started = Instant::now();
@@ -141,7 +141,7 @@ impl Cluster {
         let step = |what: &str| eprintln!("{:5.1} s: {what}", started.elapsed().as_secs_f32());
         cluster.eventually("the API server", |cluster| cluster.kubectl(&["get", "--raw", "/readyz"]).map(drop))?;
         cluster.kubectl(&["apply", "--filename", "tests/data/kubernetes/dns.yaml"])?;
-        cluster.eventually("the nodes", |cluster| {
+        cluster.eventually("two ready nodes", |cluster| {
             let nodes = list(&cluster.get(&["nodes"])?, "/items");
             let ready = |node: &&Value| {
                 list(node, "/status/conditions").iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
@@ -182,17 +182,17 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The name that the cgroups of its nodes begin with.
+    /// Returns the prefix of the names of its nodes' cgroups.
     pub fn name(&self) -> String {
         self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The kubeconfig of an administrator, for programs in the network `outside`.
+    /// Returns the path of an administrator's kubeconfig, for programs in the network `outside`.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("kubeconfig/admin")
     }
 
-    /// Tries until it succeeds; the last reason if it never does.
+    /// Repeats an attempt until it succeeds. Returns the last error if it does not succeed within [`DEADLINE`].
     pub fn eventually(&self, what: &str, mut attempt: impl FnMut(&Self) -> Result<()>) -> Result<()> {
         let started = Instant::now();
         loop {
@@ -208,33 +208,36 @@ impl Cluster {
                     "--sort-by=.lastTimestamp",
                 ];
                 let events = self.kubectl(&warnings).unwrap_or_default();
-                bail!("{what}: not within {DEADLINE:?}: {error:#}\n{pods}{}", crate::pod::tail(&events));
+                bail!(
+                    "timed out after {DEADLINE:?} waiting for {what}: {error:#}\n{pods}{}",
+                    crate::pod::tail(&events)
+                );
             }
             thread::sleep(Duration::from_millis(200));
         }
     }
 
-    /// What kubectl prints.
+    /// Runs kubectl and returns its output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.kubectl_with(arguments, "")
     }
 
-    /// What kubectl prints when it reads this.
+    /// Runs kubectl with this input and returns its output.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         self.call("kubectl", arguments, input)
     }
 
-    /// What kubectl prints when it runs in another host's network.
+    /// Runs kubectl in the network of another host and returns its output.
     pub fn kubectl_from(&self, host: &Host, arguments: &[&str]) -> Result<String> {
         self.call_from(host, "kubectl", arguments, "")
     }
 
-    /// What kubectl gets, as JSON.
+    /// Runs `kubectl get` and returns its output as JSON.
     pub fn get(&self, arguments: &[&str]) -> Result<Value> {
         Ok(serde_json::from_str(&self.kubectl(&[&["get", "--output=json"], arguments].concat())?)?)
     }
 
-    /// What istioctl prints.
+    /// Runs istioctl and returns its output.
     pub fn istioctl(&self, arguments: &[&str]) -> Result<String> {
         let previous = env::var("SLUICE_ISTIO").is_ok_and(|variant| variant == "previous");
         self.call(if previous { "../previous/istioctl" } else { "istioctl" }, arguments, "")
@@ -244,7 +247,7 @@ impl Cluster {
         self.call_from(&self.outside, tool, arguments, input)
     }
 
-    /// A kubectl that prints until it is ended.
+    /// Starts a kubectl that prints until it is killed.
     pub fn spawn_kubectl(&self, arguments: &[&str]) -> Result<Child> {
         let mut command = self.command(&self.outside, "kubectl");
         Ok(command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
@@ -260,24 +263,24 @@ impl Cluster {
         let mut command = self.command(host, tool);
         command.args(arguments);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let mut stdin = process.stdin.take().context("a pipe")?;
+        let mut stdin = process.stdin.take().context("no pipe to the process")?;
         let input = input.to_owned();
         let writer = thread::spawn(move || stdin.write_all(input.as_bytes()));
         let output = process.wait_with_output()?;
-        _ = writer.join(); // fails if the program did, without having read all
+        _ = writer.join(); // fails if the program has ended without reading all of its input
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{tool} {}: {}: {said}", arguments.join(" "), output.status);
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// The pods of a selector that run and are not being deleted.
+    /// Returns the running pods that a selector matches, without those that are being deleted.
     pub fn pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>> {
         let pods = list(&self.get(&["--namespace", namespace, "pods", "--selector", selector])?, "/items");
         let live = pods.into_iter().filter(|pod| pod["metadata"].get("deletionTimestamp").is_none());
         live.map(|pod| Pod::started(self, pod)).collect()
     }
 
-    /// Waits until all pods of a selector are ready, and returns them.
+    /// Waits until all pods that a selector matches are ready, and returns them.
     pub fn ready_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>> {
         let selector = format!("--selector={selector}");
         self.kubectl(&["wait", "pods", "--namespace", namespace, &selector, "--for=condition=Ready", "--timeout=90s"])?;
@@ -288,7 +291,9 @@ impl Cluster {
     pub fn rolled_out(&self, namespace: &str, deployment: &str) -> Result<()> {
         let name = format!("deployment/{deployment}");
         let status = self.kubectl(&["rollout", "status", "--namespace", namespace, &name, "--timeout=90s"]);
-        status.map(drop).or_else(|error| self.eventually(&format!("{error:#}"), |_| bail!("not rolled out")))
+        status
+            .map(drop)
+            .or_else(|error| self.eventually(&format!("the rollout of {deployment}"), |_| bail!("{error:#}")))
     }
 
     /// Starts the registry of modules.
@@ -309,7 +314,7 @@ impl Cluster {
         })
     }
 
-    /// Ends the registry of modules.
+    /// Stops the registry of modules.
     pub fn end_registry(&mut self) -> Result<()> {
         let mut registry = self.registry.take().context("no registry runs")?;
         registry.kill()?;
@@ -317,7 +322,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// `make oci-push`, and the reference that it prints.
+    /// Runs `make oci-push` and returns the reference that it prints.
     fn push_shipped(&self) -> Result<String> {
         let output = self.task(&["oci-push", &format!("{REGISTRY}/sluice:shipped")])?.output()?;
         let (said, why) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
@@ -325,7 +330,7 @@ impl Cluster {
         Ok(reference.with_context(|| format!("{}: {said}{why}", output.status))?.to_owned())
     }
 
-    /// Pushes another module that does the same, as it has a custom section more, and returns its reference.
+    /// Pushes a copy of the shipped module with another digest, due to a custom section, and returns its reference.
     pub fn push_another(&self, tag: &str) -> Result<String> {
         let mut module = fs::read(testbed::root().join(testbed::DIST))?;
         let length = u8::try_from(tag.len())?;
@@ -342,12 +347,12 @@ impl Cluster {
         Ok(format!("oci://{}", self.call("crane", &append, "")?.trim()))
     }
 
-    /// Runs `make verify`: whether it succeeds, and what it prints.
+    /// Runs `make verify`. Returns whether it succeeded, and its output.
     pub fn verify(&self, to: Option<&str>) -> Result<(bool, String)> {
         self.run_verify(to, &[])
     }
 
-    /// The same with these variables.
+    /// Runs `make verify` with these environment variables.
     pub fn verify_with(&self, variables: &[(&str, &str)]) -> Result<(bool, String)> {
         self.run_verify(None, variables)
     }
@@ -360,7 +365,7 @@ impl Cluster {
         Ok((output.status.success(), String::from_utf8(said)?))
     }
 
-    /// A task of xtask outside the cluster, with the cluster's tools first in PATH.
+    /// Returns a command that runs a task of xtask outside the cluster, with the cluster's tools first in PATH.
     fn task(&self, arguments: &[&str]) -> Result<Command> {
         let xtask = env::var("SLUICE_XTASK").context("make test-mesh sets SLUICE_XTASK")?;
         let path: OsString = env::join_paths(
@@ -372,7 +377,7 @@ impl Cluster {
     }
 }
 
-/// Waits for the network of the control plane: that of the first process in the namespaces.
+/// Waits until the control plane has started. Returns its network, which is that of the first process in its namespaces.
 fn control_plane(folder: &std::path::Path) -> Result<Host> {
     let started = Instant::now();
     while !folder.join("started").exists() {

@@ -1,8 +1,8 @@
-//! Where connections of the clients go.
+//! The routers that the clients' connections take.
 
 use crate::{
     client_hello::client_hello,
-    cluster::on_it,
+    cluster::on_cluster,
     conversations,
     module_delivery::restoring,
     outside,
@@ -18,8 +18,8 @@ use std::{
 };
 
 #[test]
-fn connections_leave_by_the_router_of_their_source() -> Result<()> {
-    on_it(|cluster| {
+fn connections_take_the_router_of_their_source() -> Result<()> {
+    on_cluster(|cluster| {
         let mut table = format!("{:<17}  {:<20}  {:<14}  destination seen\n", "source", "destination", "egress router");
         let mut told = Vec::new();
         for client in &cluster.clients {
@@ -34,8 +34,8 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
             }
         }
         println!("\n{table}");
-        // Written when a connection has ended, and some time later.
-        cluster.eventually("the routers' access logs", |_| {
+        // Envoy writes an entry some time after a connection has ended.
+        cluster.eventually("the entries in the access logs", |_| {
             let mut logs = Vec::new();
             for router in cluster.routers()? {
                 logs.push((router.app().to_owned(), router.entries(cluster, "envoy")?));
@@ -50,9 +50,9 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
                         && entry["upstream"].is_string()
                 };
                 let logged = logs.iter().any(|(router, entries)| router == egress && entries.iter().any(entry));
-                ensure!(logged, "{egress}: no {source} {destination} of {identity} in {logs:?}");
+                ensure!(logged, "{egress}: no entry for {source} → {destination} from {identity} in {logs:?}");
             }
-            // The sidecars' own.
+            // The sidecars' access logs.
             for client in &cluster.clients {
                 let entries = client.entries(cluster, "istio-proxy")?;
                 for (egress, source, destination) in
@@ -65,7 +65,11 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
                             && entry["decision"].as_str().is_some_and(|cluster| cluster.contains(egress))
                             && entry["identity"] == router.as_str()
                     };
-                    ensure!(entries.iter().any(entry), "{}: no {destination} to {router} in {entries:?}", client.name);
+                    ensure!(
+                        entries.iter().any(entry),
+                        "{}: no entry for {destination} through {router} in {entries:?}",
+                        client.name
+                    );
                 }
             }
             Ok(())
@@ -74,14 +78,14 @@ fn connections_leave_by_the_router_of_their_source() -> Result<()> {
     })
 }
 
-/// The address that Envoy wrote before a port.
+/// Returns the address of a socket address in the log.
 fn address(socket: &Value) -> Option<IpAddr> {
     Some(socket.as_str()?.parse::<SocketAddr>().ok()?.ip())
 }
 
 #[test]
-fn what_stays_in_the_mesh_is_untouched() -> Result<()> {
-    on_it(|cluster| {
+fn connections_within_the_mesh_are_not_routed() -> Result<()> {
+    on_cluster(|cluster| {
         let backend = cluster.service_address("default", "backend")?;
         let direct = cluster.backend()?.addresses[0];
         for client in &cluster.clients {
@@ -97,24 +101,28 @@ fn what_stays_in_the_mesh_is_untouched() -> Result<()> {
                 ensure!((seen.from, seen.to.port()) == (here, to.port()), "{} → {to}: {seen:?}", client.name);
             }
             let said = cluster.kubectl_from(&client.host, &["--server=https://10.96.0.1", "get", "--raw=/version"])?;
-            ensure!(said.contains("gitVersion"), "the API server: {said:?}");
+            ensure!(said.contains("gitVersion"), "unexpected answer of the API server: {said:?}");
             let api = "outbound|443||kubernetes.default.svc.cluster.local::";
             let clusters = admin(client, "/clusters")?;
             let took = |line: &str| line.starts_with(api) && line.contains("::cx_total::") && !line.ends_with("::0");
-            ensure!(clusters.lines().any(took), "the API server's own cluster was not taken:\n{clusters}");
-            ensure!(counted()? == before, "sluice routed what is of the mesh: {before:?}, {:?}", counted()?);
+            ensure!(clusters.lines().any(took), "no connection used the API server's own cluster:\n{clusters}");
+            ensure!(
+                counted()? == before,
+                "sluice routed connections within the mesh: {before:?}, then {:?}",
+                counted()?
+            );
         }
         Ok(())
     })
 }
 
 #[test]
-fn passthrough_connections_are_told_apart_by_sni_where_that_is_asked_for() -> Result<()> {
-    on_it(|cluster| {
+fn passthrough_connections_match_sni_if_sni_yaml_is_applied() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let deny =
                 "\n                    - match: { sni: [denied.example.com] }\n                      action: deny";
-            // Below the route for what stays inside.
+            // Below the route for destinations inside the mesh.
             cluster.edit("routing/sluice.yaml", "                      action: continue", deny)?;
             cluster.apply()?;
             let sni = testbed::root().join("istio/sni.yaml");
@@ -126,11 +134,13 @@ fn passthrough_connections_are_told_apart_by_sni_where_that_is_asked_for() -> Re
             };
             for client in &cluster.clients {
                 cluster.eventually("the new table", |_| table(client))?;
-                cluster.expect_routed(client, outside(0, 443), &denied)?; // nobody reads the name
+                cluster.expect_routed(client, outside(0, 443), &denied)?; // routed, because no filter reads the server name yet
             }
             cluster.kubectl(&["apply", "--validate=strict", "-f", &sni.to_string_lossy()])?;
             let test = || -> Result<()> {
-                cluster.eventually("the name is read", |_| cluster.expect_refused(outside(0, 443), &denied))?;
+                cluster.eventually("the sidecars to read the server name", |_| {
+                    cluster.expect_refused(outside(0, 443), &denied)
+                })?;
                 for client in &cluster.clients {
                     for (port, says) in conversations()? {
                         cluster.expect_routed(client, outside(0, port), &says)?;

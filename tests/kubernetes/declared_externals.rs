@@ -1,15 +1,15 @@
-//! External services that the mesh declares.
+//! External services that are declared in the mesh.
 
 use crate::{
     chains::{chains, with_manifests},
     client_hello::client_hello,
-    cluster::{Cluster, DECLARED, on_it},
+    cluster::{Cluster, DECLARED, on_cluster},
     outside,
 };
 use anyhow::{Result, ensure};
 use std::{fmt::Write as _, fs, net::SocketAddr};
 
-/// Applies files of declared-externals with the module's reference, does this, and deletes them.
+/// Applies files of declared-externals with the module's reference, runs `test`, and deletes them.
 fn with_declared(cluster: &Cluster, files: &[&str], test: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut manifests = String::new();
     for file in files {
@@ -25,7 +25,7 @@ const ENTRIES: [&str; 2] =
     ["declared-externals/serviceentry-by-name.yaml", "declared-externals/serviceentry-by-address.yaml"];
 
 fn declared_externals(by: &str, filter: &str) -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_declared(cluster, &[&ENTRIES[..], &[by]].concat(), || {
             let by_address: SocketAddr = format!("{DECLARED}:5432").parse()?;
             for client in &cluster.clients {

@@ -1,8 +1,8 @@
-//! Routers that are evicted, drained and restarted, under load.
+//! Evictions, drained nodes and rolling restarts of routers, under load.
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     outside,
     pod::{DEADLINE, Pod, list},
     server::{self, Seen},
@@ -21,12 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The ready pods of each router, by name, and the addresses that its pods have had, as the API server reported them.
+/// The names of each router's ready pods, and all addresses that its pods have had, as the API server reported them.
 #[derive(Default)]
 pub struct Watched {
     ready: BTreeMap<String, BTreeSet<String>>,
     addresses: BTreeMap<IpAddr, String>,
-    /// The fewest ready pods of any router, once both had two.
+    /// The lowest number of ready pods of any router since both had two.
     pub fewest: Option<usize>,
 }
 
@@ -52,11 +52,11 @@ impl Watched {
     }
 }
 
-/// Watches the routers' pods while it does this.
+/// Watches the routers' pods during `work`.
 pub fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(Watched, T)> {
     let watch = ["get", "pods", "--namespace", ROUTERS_NAMESPACE, "--watch", "--output-watch-events", "--output=json"];
     let mut watcher = cluster.spawn_kubectl(&watch)?;
-    let events = watcher.stdout.take().context("a pipe")?;
+    let events = watcher.stdout.take().context("kubectl has no pipe")?;
     let (complete, begins) = mpsc::channel();
     thread::scope(|scope| {
         let heard = scope.spawn(move || {
@@ -64,24 +64,24 @@ pub fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Resul
             for event in serde_json::Deserializer::from_reader(events).into_iter::<Value>().flatten() {
                 watched.hear(&event);
                 if watched.fewest.is_some() {
-                    _ = complete.send(()); // heard once
+                    _ = complete.send(()); // the receiver waits for the first message only
                 }
             }
             watched
         });
-        _ = begins.recv_timeout(DEADLINE); // else nothing is the fewest, which no test expects
+        _ = begins.recv_timeout(DEADLINE); // after a timeout, `fewest` stays `None`, which no test accepts
         let done = work();
-        thread::sleep(Duration::from_secs(1)); // the last events
+        thread::sleep(Duration::from_secs(1)); // until the last events have arrived
         watcher.kill()?;
         watcher.wait()?;
-        Ok((heard.join().expect("no panic"), done?))
+        Ok((heard.join().expect("a thread panicked"), done?))
     })
 }
 
-/// A connection of the load: its source, when it began, and what became of it.
+/// A connection of the load: its source, its start and its result.
 pub type Tried = (IpAddr, Instant, Result<Seen>);
 
-/// Connects continuously from these clients, in both families, while it does this.
+/// Connects continuously from these clients, in both address families, during `work`.
 pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Result<(Vec<Tried>, T)> {
     let (hello, ended) = (client_hello("a.example.com")?, AtomicBool::new(false));
     thread::scope(|scope| {
@@ -104,20 +104,20 @@ pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Resul
         let done = work();
         thread::sleep(Duration::from_secs(2));
         ended.store(true, Ordering::Relaxed);
-        let tried = load.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
+        let tried = load.into_iter().flat_map(|thread| thread.join().expect("a thread panicked")).collect();
         Ok((tried, done?))
     })
 }
 
-/// Prints what became of the load. Expects that no connection was lost, that nobody but the source's own router answered, and
-/// that no client was without an answer for longer than this.
+/// Prints the results of the load. Expects that no connection was lost, that each went through the router of its source, and that
+/// no client waited longer than `longest` for its next answer.
 pub fn judge(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<()> {
     let lost = count_lost(what, tried, watched, longest)?;
     ensure!(lost == 0, "{what}: {lost} lost");
     Ok(())
 }
 
-/// The same for a disruption that may lose connections, whose number it returns.
+/// Like [`judge`], for a disruption that may lose connections. Returns the number of lost ones.
 pub fn count_lost(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<usize> {
     let mut gaps: BTreeMap<IpAddr, (Instant, Duration)> = BTreeMap::new();
     let (mut lost, mut misrouted) = (BTreeMap::<String, usize>::new(), Vec::new());
@@ -142,7 +142,7 @@ pub fn count_lost(what: &str, tried: &[Tried], watched: &Watched, longest: Durat
     );
     println!("{what}: longest time without an answer {gap:.1?}; fewest ready pods of a router {:?}", watched.fewest);
     ensure!(misrouted.is_empty(), "{misrouted:?}, of {:?}", watched.addresses);
-    ensure!(opened - missed > 100, "{} answered: no load to speak of", opened - missed);
+    ensure!(opened - missed > 100, "only {} connections answered: too little load", opened - missed);
     ensure!(gap < longest, "a client was without an answer for {gap:?}");
     Ok(missed)
 }
@@ -166,15 +166,15 @@ fn nodes(cluster: &Cluster) -> Result<BTreeMap<String, Vec<String>>> {
 }
 
 fn expect_nodes(cluster: &Cluster, expected: [&str; 2]) -> Result<()> {
-    // A pod that ends may still be there.
-    cluster.eventually("the routers' nodes", |cluster| {
+    // A terminating pod may still exist.
+    cluster.eventually("the routers on the expected nodes", |cluster| {
         let nodes = nodes(cluster)?;
         ensure!(ROUTERS.iter().all(|router| nodes.get(*router).is_some_and(|nodes| *nodes == expected)), "{nodes:?}");
         Ok(())
     })
 }
 
-/// Asks for the eviction of a pod, or only whether it would be granted.
+/// Requests the eviction of a pod. With `dry_run`, only checks whether it would be granted.
 fn evict(cluster: &Cluster, pod: &Pod, dry_run: bool) -> Result<String> {
     let path = format!("/api/v1/namespaces/{}/pods/{}/eviction", pod.namespace, pod.name);
     let options = if dry_run { serde_json::json!({ "dryRun": ["All"] }) } else { serde_json::json!({}) };
@@ -189,14 +189,14 @@ fn evict(cluster: &Cluster, pod: &Pod, dry_run: bool) -> Result<String> {
 
 #[test]
 fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         for router in ROUTERS {
             let pods = cluster.pods(ROUTERS_NAMESPACE, &format!("app={router}"))?;
             ensure!(pods.len() == 2, "{} pods of {router}", pods.len());
             let (watched, (refused, budget)) = watching(cluster, || {
                 evict(cluster, &pods[0], false)?;
                 let refused = evict(cluster, &pods[1], false);
-                // kubectl does not print the budget's name, which the answer has.
+                // kubectl does not print the name of the budget that refused.
                 let budget = cluster.get(&["--namespace", ROUTERS_NAMESPACE, "poddisruptionbudget", router])?;
                 cluster.rolled_out(ROUTERS_NAMESPACE, router)?;
                 Ok((refused, budget))
@@ -204,12 +204,12 @@ fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<(
             let refused =
                 format!("{:#}", refused.err().with_context(|| format!("both pods of {router} were evicted"))?);
             for told in ["(TooManyRequests)", "would violate the pod's disruption budget"] {
-                ensure!(refused.contains(told), "{told:?}: {refused}");
+                ensure!(refused.contains(told), "expected {told:?} in: {refused}");
             }
             ensure!(budget["status"]["disruptionsAllowed"] == 0, "{budget}");
             ensure!(watched.fewest == Some(1), "{:?}", watched.ready);
-            // With a new pod, the other one may go.
-            cluster.eventually("an eviction that is granted", |_| evict(cluster, &pods[1], true).map(drop))?;
+            // Once a new pod runs, the other one may be evicted.
+            cluster.eventually("an eviction to be granted", |_| evict(cluster, &pods[1], true).map(drop))?;
         }
         Ok(())
     })
@@ -217,8 +217,8 @@ fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<(
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_rolling_restart_loses_nothing_and_spreads_the_routers() -> Result<()> {
-    on_it(|cluster| {
+fn a_rolling_restart_loses_no_connection_and_spreads_the_routers() -> Result<()> {
+    on_cluster(|cluster| {
         let clients = cluster.clients.clone();
         let (watched, (tried, ())) = watching(cluster, || under_load(&clients, || restart_routers(cluster)))?;
         judge("rolling restart", &tried, &watched, DEADLINE)?;
@@ -229,9 +229,9 @@ fn a_rolling_restart_loses_nothing_and_spreads_the_routers() -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_drained_node_leaves_the_routers_on_the_other_one() -> Result<()> {
-    on_it(|cluster| {
-        // istiod has one pod, and Istio's own budget keeps it from being evicted.
+fn draining_a_node_moves_the_routers_to_the_other_node() -> Result<()> {
+    on_cluster(|cluster| {
+        // istiod has one pod, and Istio's disruption budget prevents its eviction.
         let istiod = cluster.pods("istio-system", "app=istiod")?.pop().context("no istiod")?.node;
         let (drained, left) = if istiod == "node1" { ("node2", "node1") } else { ("node1", "node2") };
         let backend = cluster.backend()?.name;
@@ -245,7 +245,7 @@ fn a_drained_node_leaves_the_routers_on_the_other_one() -> Result<()> {
         }
         restart_routers(cluster)?;
         expect_nodes(cluster, ["node1", "node2"])?;
-        cluster.kubectl(&["rollout", "restart", "deployment/client"])?; // on both nodes again
+        cluster.kubectl(&["rollout", "restart", "deployment/client"])?; // spreads the clients over both nodes again
         cluster.roll_clients_out()?;
         outcome
     })
@@ -260,7 +260,7 @@ fn drain(cluster: &Cluster, clients: &[Pod], drained: &str, left: &str) -> Resul
             ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
         })
     })?;
-    println!("drain: of {drained} within {:.1?}", started.elapsed());
+    println!("drain: {drained} was drained within {:.1?}", started.elapsed());
     judge("drain", &tried, &watched, DEADLINE)?;
     ensure!(watched.fewest == Some(1), "{:?}", watched.ready);
     expect_nodes(cluster, [left, left])?;

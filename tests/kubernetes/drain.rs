@@ -1,9 +1,9 @@
-//! Routers that end, by plan and by force, under load and with connections that stay open.
+//! Routers that are terminated or killed, under load and with connections that stay open.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     disruptions::{count_lost, judge, under_load, watching},
-    module_delivery::{echo, still_there},
+    module_delivery::{echo, exchange_ping},
     pod::{Pod, process_of},
     server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE},
@@ -16,11 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The routers' preStop, less what a loaded machine may take to notice.
+/// The duration of the routers' preStop hook, minus a margin for a loaded machine.
 const DRAIN: Duration = Duration::from_secs(25);
-/// When a pod that ends is gone: after its preStop and before its grace period is over.
+/// The time at which a deleted pod has ended: after its preStop hook and before the end of its grace period.
 const GONE: Duration = Duration::from_secs(45);
-/// How long a client may be without an answer while a router ends.
+/// How long a client may wait for its next answer while a router ends.
 const GAP: Duration = Duration::from_secs(5);
 
 /// The file with the routers' lists, and a line in it.
@@ -33,7 +33,7 @@ struct Held {
     router: IpAddr,
 }
 
-/// Opens ten of each client's, while nothing else connects.
+/// Opens ten connections from each client, while nothing else connects.
 fn hold(cluster: &Cluster) -> Result<Vec<Held>> {
     let mut held = Vec::new();
     for client in cluster.clients.iter().flat_map(|client| [client; 10]) {
@@ -45,13 +45,13 @@ fn hold(cluster: &Cluster) -> Result<Vec<Held>> {
     Ok(held)
 }
 
-/// Uses the connections until this time, and returns how many of those are cut that these pods carry, and of the others.
+/// Uses the connections until this time. Returns the number of cut connections through these pods, and of other cut ones.
 fn cut(held: &mut [Held], pods: &[Pod], until: Instant) -> (usize, usize) {
     let carried = |held: &Held| pods.iter().any(|pod| pod.addresses.contains(&held.router));
     loop {
         let cut: Vec<bool> = held
             .iter_mut()
-            .map(|held| (still_there(&mut held.stream).is_err(), carried(held)))
+            .map(|held| (exchange_ping(&mut held.stream).is_err(), carried(held)))
             .filter(|(cut, _)| *cut)
             .map(|(_, carried)| carried)
             .collect();
@@ -63,20 +63,22 @@ fn cut(held: &mut [Held], pods: &[Pod], until: Instant) -> (usize, usize) {
     }
 }
 
-/// A pod of each router.
+/// Returns one pod of each router.
 fn one_of_each(cluster: &Cluster) -> Result<Vec<Pod>> {
-    let pod = |router: &&str| cluster.pods(ROUTERS_NAMESPACE, &format!("app={router}"))?.pop().context("a pod");
+    let pod = |router: &&str| {
+        cluster.pods(ROUTERS_NAMESPACE, &format!("app={router}"))?.pop().context("no pod of the router")
+    };
     ROUTERS.iter().map(pod).collect()
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_router_that_is_told_to_end_takes_no_new_connections_and_keeps_the_others_for_its_drain() -> Result<()> {
-    on_it(|cluster| {
+fn a_terminating_router_accepts_no_new_connections_and_keeps_established_ones_while_it_drains() -> Result<()> {
+    on_cluster(|cluster| {
         let mut held = hold(cluster)?;
         let pods = one_of_each(cluster)?;
         let carried = held.iter().filter(|held| pods.iter().any(|pod| pod.addresses.contains(&held.router))).count();
-        ensure!(carried > 0, "the pods carry nothing");
+        ensure!(carried > 0, "the pods carry no connection");
         let clients = cluster.clients.clone();
         let (watched, (tried, ())) = watching(cluster, || {
             under_load(&clients, || {
@@ -87,11 +89,14 @@ fn a_router_that_is_told_to_end_takes_no_new_connections_and_keeps_the_others_fo
                 let early = cut(&mut held, &pods, started + DRAIN);
                 let late = cut(&mut held, &pods, started + GONE);
                 println!(
-                    "drain: {} held, {carried} of pods that end; cut until {DRAIN:?}: {early:?}, then {late:?}",
+                    "drain: {} held, {carried} through pods that end; cut until {DRAIN:?}: {early:?}, then {late:?}",
                     held.len()
                 );
-                ensure!(early == (0, 0), "cut within {DRAIN:?}: {early:?}");
-                ensure!(late == (carried, 0), "cut at the end: {late:?}, of {carried}");
+                ensure!(early == (0, 0), "connections cut within {DRAIN:?} (of these pods, of others): {early:?}");
+                ensure!(
+                    late == (carried, 0),
+                    "connections cut at the end (of these pods, of others): {late:?}, of {carried}"
+                );
                 ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
             })
         })?;
@@ -101,8 +106,8 @@ fn a_router_that_is_told_to_end_takes_no_new_connections_and_keeps_the_others_fo
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_changed_list_rolls_the_routers_out_and_loses_nothing() -> Result<()> {
-    on_it(|cluster| {
+fn a_changed_list_rolls_out_the_routers_without_losing_connections() -> Result<()> {
+    on_cluster(|cluster| {
         let mut held = hold(cluster)?;
         let before: Vec<String> = cluster.routers()?.into_iter().map(|router| router.name).collect();
         let clients = cluster.clients.clone();
@@ -112,7 +117,7 @@ fn a_changed_list_rolls_the_routers_out_and_loses_nothing() -> Result<()> {
                 cluster.edit(LISTS, PORTS, "\"5432|5433\"")?;
                 cluster.apply()?;
                 let early = cut(&mut held, &[], started + DRAIN);
-                ensure!(early == (0, 0), "cut within {DRAIN:?}: {early:?}");
+                ensure!(early == (0, 0), "connections cut within {DRAIN:?} (of these pods, of others): {early:?}");
                 ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
             })
         });
@@ -128,8 +133,8 @@ fn a_changed_list_rolls_the_routers_out_and_loses_nothing() -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_router_that_is_killed_loses_what_it_carried_and_hardly_anything_else() -> Result<()> {
-    on_it(|cluster| {
+fn a_killed_router_loses_its_established_connections_and_at_most_four_new_ones() -> Result<()> {
+    on_cluster(|cluster| {
         let mut held = hold(cluster)?;
         let pods = one_of_each(cluster)?;
         let carried = held.iter().filter(|held| pods.iter().any(|pod| pod.addresses.contains(&held.router))).count();
@@ -146,9 +151,9 @@ fn a_router_that_is_killed_loses_what_it_carried_and_hardly_anything_else() -> R
             })
         })?;
         ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
-        println!("kill -9: {} held, {carried} of the killed, cut: {lost:?}", held.len());
-        ensure!(lost == (carried, 0), "cut: {lost:?}, of {carried}");
-        // At most those that were being opened: each of the four that connect had one on its way.
+        println!("kill -9: {} held, {carried} through killed pods, cut: {lost:?}", held.len());
+        ensure!(lost == (carried, 0), "connections cut (of these pods, of others): {lost:?}, of {carried}");
+        // Only connections that were being opened may be lost: at most one from each of the four clients of the load.
         let missed = count_lost("kill -9", &tried, &watched, GAP)?;
         ensure!(missed <= 4, "{missed} lost");
         Ok(())

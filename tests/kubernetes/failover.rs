@@ -1,8 +1,8 @@
-//! Failover to the other router, which istio/failover adds, and that nothing else does.
+//! Failover to the other router, which happens only with istio/failover.
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     disruptions::under_load,
     module_delivery::restoring,
     outside, server,
@@ -17,15 +17,19 @@ fn scale(cluster: &Cluster, router: &str, replicas: usize) -> Result<()> {
     cluster.rolled_out(ROUTERS_NAMESPACE, router)
 }
 
-/// Waits until the connections of router 1's client leave by this router, and those of the other client by its own.
-fn expect_leaves_by(cluster: &Cluster, router: &str) -> Result<()> {
-    cluster.eventually(router, |cluster| {
+/// Waits until the client of router 1 connects through `router`, and the other client through its own.
+fn await_router(cluster: &Cluster, router: &str) -> Result<()> {
+    cluster.eventually(&format!("connections through {router}"), |cluster| {
         for client in &cluster.clients {
             let to = outside(0, 443);
             let seen = server::ask(&client.host, to, &client_hello("a.example.com")?)?;
             let own = expected_router(client.source(to.ip()));
             let (left, expected) = (cluster.router(seen.from)?, if own == ROUTERS[0] { router } else { own });
-            ensure!((left.as_str(), seen.to) == (expected, to), "{}: {left}, not {expected}: {seen:?}", client.name);
+            ensure!(
+                (left.as_str(), seen.to) == (expected, to),
+                "{}: expected {expected}, got {left}: {seen:?}",
+                client.name
+            );
         }
         Ok(())
     })
@@ -33,20 +37,20 @@ fn expect_leaves_by(cluster: &Cluster, router: &str) -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn without_a_pod_of_its_router_a_client_is_refused_or_fails_over_if_that_was_chosen() -> Result<()> {
-    on_it(|cluster| {
+fn without_its_router_a_client_is_refused_unless_failover_is_applied() -> Result<()> {
+    on_cluster(|cluster| {
         let client = cluster.clients.iter().find(|client| expected_router(client.addresses[0]) == ROUTERS[0]);
-        let client = client.context("a client of router 1")?.clone();
+        let client = client.context("no client of router 1")?.clone();
         let hello = client_hello("a.example.com")?;
         scale(cluster, ROUTERS[0], 0)?;
-        let refused = cluster.eventually("that connections are refused", |_| {
+        let refused = cluster.eventually("connections to be refused", |_| {
             let seen = server::ask(&client.host, outside(0, 443), &hello);
             ensure!(seen.is_err(), "{seen:?}");
             Ok(())
         });
         scale(cluster, ROUTERS[0], 2)?;
         refused?;
-        expect_leaves_by(cluster, ROUTERS[0])?;
+        await_router(cluster, ROUTERS[0])?;
 
         let outcome = restoring(cluster, |cluster| {
             cluster.edit(
@@ -54,18 +58,18 @@ fn without_a_pod_of_its_router_a_client_is_refused_or_fails_over_if_that_was_cho
                 "  - settings # before",
                 " the module, which may move the routes\n  - failover",
             )?;
-            cluster.apply_until("the table of failover", |filter| filter.to_string().contains("failover|8080||"))?;
-            expect_leaves_by(cluster, ROUTERS[0])?;
+            cluster.apply_until("the failover table", |filter| filter.to_string().contains("failover|8080||"))?;
+            await_router(cluster, ROUTERS[0])?;
             let clients = cluster.clients.clone();
             let (tried, ()) = under_load(&clients, || {
                 scale(cluster, ROUTERS[0], 0)?;
-                expect_leaves_by(cluster, ROUTERS[1])
+                await_router(cluster, ROUTERS[1])
             })?;
             let lost = tried.iter().filter(|(.., seen)| seen.is_err()).count();
             println!("failover: {} opened, {lost} lost", tried.len());
             ensure!(lost == 0, "{lost} lost");
             scale(cluster, ROUTERS[0], 2)?;
-            expect_leaves_by(cluster, ROUTERS[0])
+            await_router(cluster, ROUTERS[0])
         });
         scale(cluster, ROUTERS[0], 2)?;
         cluster.kubectl(&["delete", "--ignore-not-found", "envoyfilter", "sluice-failover"])?;

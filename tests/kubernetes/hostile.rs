@@ -1,14 +1,15 @@
-//! A hostile application, and a hostile manifest, of a tenant: each way that they may try, and what the destination sees of it.
-//! Each way has a destination of its own, so that a server that is reached tells by which way.
+//! A tenant's hostile application and hostile manifest try all ways out, and the test checks what the destinations see.
+//! Each way has its own destination, so that a connection that arrives shows which way it took.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     hostile_pods::{Pods, with_pods},
-    hostile_sidecar::{ask_the_sidecar, expect_no_permissions, expect_nothing_to_take},
+    hostile_sidecar::{ask_the_sidecar, expect_no_credentials, expect_no_permissions},
     hostile_ways::{OWN, Routers, Way, Ways, forged, genuine, plain, private, sidecars, squatters},
-    identity::{connect, tls},
+    identity::connect,
     server,
     shipped::ROUTERS,
+    tls,
 };
 use anyhow::{Result, ensure};
 use std::{
@@ -20,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Networks of which every address is the host outside: public ones, private ones and a cloud's metadata service.
+/// Networks whose addresses all belong to the host outside: public ones, private ones and a cloud's metadata service.
 const OUTSIDE: [&str; 8] = [
     "198.51.100.128/25",
     "2001:db8::1:0/112",
@@ -32,17 +33,17 @@ const OUTSIDE: [&str; 8] = [
     "fec0:77::/64",
 ];
 
-/// Tries all ways at once, prints the table and returns the rows that differ from what is expected.
+/// Tries all ways at the same time and prints a table. Returns the rows that differ from the expected result.
 fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Result<Vec<String>> {
     let before = server::records().len();
     let told: Vec<String> = thread::scope(|scope| {
         let tried: Vec<_> = ways.iter().map(|way| scope.spawn(|| (way.attempt)())).collect();
-        let told = tried.into_iter().map(|thread| thread.join().expect("no panic"));
+        let told = tried.into_iter().map(|thread| thread.join().expect("a thread panicked"));
         told.map(|told| told.unwrap_or_else(|error| format!("{error:#}")).escape_default().to_string()).collect()
     });
-    thread::sleep(Duration::from_secs(1)); // a connection that is under way
+    thread::sleep(Duration::from_secs(1)); // for connections that are under way
     let records = server::records()[before..].to_vec();
-    let mut table = format!("{:<66}  {:<14}  {:<14}  told the application\n", "way", "may arrive by", "seen");
+    let mut table = format!("{:<66}  {:<14}  {:<14}  result\n", "way", "allowed router", "seen");
     let mut wrong = Vec::new();
     for (way, told) in ways.iter().zip(&told) {
         let at = |to: &SocketAddr| to.ip() == way.heard_at.ip() && [0, to.port()].contains(&way.heard_at.port());
@@ -61,7 +62,8 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
         }
     }
     println!("\n{table}");
-    // Every server would have told: they hear the first router's own host. The other router and the squatters hear themselves.
+    // As a control, every server answers a connection from the host of the first router, or from its own host if it belongs to the
+    // other router or a squatter.
     let host = |at: SocketAddr| match at.port() {
         0 => &pods.squatter.host,
         _ if routers.pods[1].addresses.contains(&at.ip()) => &routers.pods[1].host,
@@ -72,7 +74,7 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
             let (host, mut at) = (host(way.heard_at), way.heard_at);
             scope.spawn(move || {
                 if at.port() == 4433 {
-                    return anyhow::Ok(()); // policies.rs shows that
+                    return anyhow::Ok(()); // policies.rs tests the UDP server
                 }
                 if at.port() == 0 {
                     at.set_port(8080);
@@ -80,41 +82,45 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
                 host.run(|| Ok(connect(at)?.write_all(b"hello")?))
             })
         });
-        asked.collect::<Vec<_>>().into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        asked
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|thread| thread.join().expect("a thread panicked"))
+            .collect::<Vec<_>>()
     });
     for (way, heard) in ways.iter().zip(asked) {
         if let Err(error) = heard {
-            wrong.push(format!("{}: {} hears nobody: {error:#}", way.name, way.heard_at));
+            wrong.push(format!("{}: the server at {} does not answer: {error:#}", way.name, way.heard_at));
         }
     }
     Ok(wrong)
 }
 
-/// Expects that the tenant reaches no port of the routers' pods but its own: not those of probes, of metrics, of the admin interface
-/// and of Istio's agent.
+/// Expects that the tenant reaches only its own port of its router's pod, and not the ports of other tenants, probes, metrics, the
+/// admin interface and Istio's agent.
 fn expect_closed_ports(pods: &Pods, routers: &Routers) -> Result<()> {
     let reached = |port: u16| pods.labelled.host.run(|| connect(routers.pod(0, port))).is_ok();
     let ports = [8080, 8082, 8083, 8100, 15000, 15020, 15021, 15090];
     let open = thread::scope(|scope| {
         let tried = ports.map(|port| scope.spawn(move || reached(port).then_some(port)));
-        tried.map(|thread| thread.join().expect("no panic"))
+        tried.map(|thread| thread.join().expect("a thread panicked"))
     });
     let open: Vec<u16> = open.into_iter().flatten().collect();
-    ensure!(open.is_empty() && reached(OWN), "open to tenant-a: {open:?}; its own: {}", reached(OWN));
-    println!("ports of its router's pod that are closed to it: {ports:?}");
+    ensure!(open.is_empty() && reached(OWN), "ports open to tenant-a: {open:?}; its own port: {}", reached(OWN));
+    println!("ports of its router's pod that are closed to tenant-a: {ports:?}");
     Ok(())
 }
 
 #[test]
-fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
-    on_it(|cluster| {
+fn a_hostile_application_gets_out_through_its_own_router_only() -> Result<()> {
+    on_cluster(|cluster| {
         let started = Instant::now();
         for network in OUTSIDE {
             cluster.outside.call("ip", &format!("route replace local {network} dev lo"))?;
         }
         with_pods(cluster, |pods| {
             let routers = Routers::find(cluster)?;
-            let own = tls(Some(&pods.own_certificate(cluster)?))?;
+            let own = tls::client(Some(&pods.own_certificate(cluster)?))?;
             let mut ways = Ways::default();
             let listed = ways.address(443);
             ways.add_to("another tenant's client, as a control", Some(ROUTERS[1]), listed, |to| {
@@ -127,13 +133,19 @@ fn a_hostile_application_leaves_by_its_own_router_only() -> Result<()> {
             squatters(&mut ways, cluster, pods)?;
             println!("{:.0?} until the pods were ready", started.elapsed());
             let wrong = judge(cluster, &ways.list, pods, &routers)?;
-            println!("{:.0?} until all was tried", started.elapsed());
+            println!("{:.0?} until all ways were tried", started.elapsed());
             expect_closed_ports(pods, &routers)?;
-            expect_nothing_to_take(cluster, pods)?;
+            expect_no_credentials(cluster, pods)?;
             expect_no_permissions(cluster)?;
             let wrong = [wrong, ask_the_sidecar(cluster, pods)?].concat();
             println!("{:.0?} until the sidecar was asked", started.elapsed());
-            ensure!(wrong.is_empty(), "{} of {} ways:\n{}", wrong.len(), ways.list.len(), wrong.join("\n"));
+            ensure!(
+                wrong.is_empty(),
+                "{} unexpected results of {} ways:\n{}",
+                wrong.len(),
+                ways.list.len(),
+                wrong.join("\n")
+            );
             Ok(())
         })
     })

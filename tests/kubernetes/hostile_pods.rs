@@ -1,13 +1,12 @@
-//! The pods of hostile.rs and limits.rs: a tenant that attacks, and those that it attacks.
+//! The pods for hostile.rs and limits.rs: those of a hostile tenant, and those of its victims.
 
 use crate::{
     cluster::Cluster,
-    conversations,
-    identity::Identity,
-    outside,
+    conversations, outside,
     pod::{Pod, text, with_applied},
     server,
     shipped::ROUTERS,
+    tls::Identity,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -16,7 +15,7 @@ use std::{
 };
 use testbed::Host;
 
-/// The address that the manifest of a pod excludes from the redirection.
+/// The address that the hostile manifest excludes from the redirection.
 pub const EXCLUDED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
 
 const STEERED: &str = "egress: sluice, sidecar.istio.io/inject: \"true\"";
@@ -24,15 +23,15 @@ const LABELLED: &str = "egress: sluice, sidecar.istio.io/inject: \"false\"";
 const BARE: &str = "sidecar.istio.io/inject: \"false\"";
 const SQUATTER: &str = "app: egress-router1, egress: sluice, sidecar.istio.io/inject: \"false\"";
 
-/// Makes the sidecar write its certificate and key into a volume that it shares with the application, and leave a port and an
-/// address to the application.
+/// Annotations by which the sidecar writes its certificate and key into a volume that the application shares, and by which a port
+/// and an address are not redirected.
 const MANIFEST: &str = r#"
     traffic.sidecar.istio.io/excludeOutboundPorts: "25"
     traffic.sidecar.istio.io/excludeOutboundIPRanges: 198.51.100.250/32
     proxy.istio.io/config: "{ proxyMetadata: { OUTPUT_CERTS: /certs } }"
     sidecar.istio.io/userVolumeMount: '{"certs": {"mountPath": "/certs"}}'"#;
 
-/// Namespace, name, service account, labels and annotations.
+/// The namespace, name, service account, labels and annotations of each pod.
 const PODS: [[&str; 5]; 8] = [
     ["tenant-a", "client", "client", STEERED, " {}"],
     ["tenant-a", "manifest", "client", STEERED, MANIFEST],
@@ -59,23 +58,25 @@ fn manifest([namespace, name, account, labels, annotations]: [&str; 5]) -> Strin
 }
 
 pub struct Pods {
-    /// Of the tenant: with a sidecar, and nothing else of its own.
+    /// A pod of the hostile tenant, with a sidecar and without further settings.
     pub client: Pod,
-    /// With all annotations that help it.
+    /// With a sidecar and with all annotations that help an attacker.
     pub manifest: Pod,
-    /// Without a sidecar, so that no connection is redirected, and with the label that the routers' policies admit.
+    /// Without a sidecar, so that no connection is redirected, and with the label of clients, which the routers' policies admit.
     pub labelled: Pod,
+    /// Without a sidecar and without the label of clients.
     pub bare: Pod,
-    /// With a router's label too.
+    /// Without a sidecar, with the label of clients and that of a router.
     pub squatter: Pod,
+    /// With a sidecar and another service account.
     pub other_account: Pod,
-    /// Of tenant-b.
+    /// A pod of tenant-b, with a sidecar.
     pub other_tenant: Pod,
-    /// In a namespace without a tenant, with the labels of a router and of a client.
+    /// A pod in a namespace without a tenant, with the label of clients and that of a router.
     pub foreign: Pod,
 }
 
-/// Makes the tenants' namespaces and these pods, does this and removes them.
+/// Creates the tenants' namespaces and these pods, runs `test`, and deletes them.
 pub fn with_pods(cluster: &Cluster, test: impl FnOnce(&Pods) -> Result<()>) -> Result<()> {
     let made = cluster.kubectl(&["kustomize", &cluster.manifests.join("tenants").to_string_lossy()])?;
     let tenants = |line: &str| ["  namespace: tenant-", "  name: tenant-"].iter().any(|begin| line.starts_with(begin));
@@ -100,7 +101,7 @@ pub fn with_pods(cluster: &Cluster, test: impl FnOnce(&Pods) -> Result<()>) -> R
             foreign: named("foreign")?,
         };
         let hello = &conversations()?[0].1;
-        cluster.eventually("the tenants' ways out", |cluster| {
+        cluster.eventually("routed connections of the tenants and enforced policies", |cluster| {
             for (pod, router) in [(&pods.client, ROUTERS[0]), (&pods.other_tenant, ROUTERS[1])] {
                 let seen = server::ask(&pod.host, outside(0, 443), hello).with_context(|| pod.name.clone())?;
                 ensure!(cluster.router(seen.from)? == router, "{}: {seen:?}", pod.name);
@@ -114,13 +115,13 @@ pub fn with_pods(cluster: &Cluster, test: impl FnOnce(&Pods) -> Result<()>) -> R
 }
 
 impl Pods {
-    /// The certificate that the sidecar of `manifest` wrote, read as its application does.
+    /// Returns the certificate that the sidecar of `manifest` wrote, read in its application's container.
     pub fn own_certificate(&self, cluster: &Cluster) -> Result<Identity> {
         let read = |file: &str| self.manifest.exec(cluster, "app", &["cat", &format!("/certs/{file}")]);
         Identity::from_pem(&read("cert-chain.pem")?, &read("key.pem")?)
     }
 
-    /// The router or the pod that has this address, or the address.
+    /// Returns the name of the router or pod that has this address, or else the address.
     pub fn name_of(&self, cluster: &Cluster, address: IpAddr) -> Result<String> {
         let router = cluster.router(address)?;
         if router != "none" {
@@ -141,7 +142,7 @@ impl Pods {
     }
 }
 
-/// The node of a pod: its network, and its address.
+/// Returns the node of a pod as a host, and its address.
 pub fn node(cluster: &Cluster, pod: &Pod) -> Result<(Host, IpAddr)> {
     let config = format!("--kubeconfig={}/kubeconfig/{}", cluster.folder.display(), pod.node);
     let kubelet = fs::read_dir("/proc")?.flatten().find_map(|entry| {

@@ -1,5 +1,5 @@
-//! A hostile application and its own sidecar: what it can read, and what it can change at the ports of Envoy and of Istio's agent,
-//! which are on the pod's loopback interface.
+//! A hostile application against its own sidecar: the files that it can read, and the settings that it can change at the ports of
+//! Envoy and Istio's agent on the pod's loopback interface.
 
 use crate::{
     cluster::Cluster,
@@ -20,30 +20,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Finds keys, certificates, tokens and sockets that a container can reach.
+/// The arguments of a command that finds keys, certificates, tokens and sockets in a container.
 const FIND: [&str; 18] = [
     "find", "/", "(", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune", "-o", "(", "-type", "s", "-o", "-name",
     "*.pem", "-o",
 ];
 const FIND_TOKENS: [&str; 6] = ["-name", "*token*", "-o", "-name", "*.key", ")"];
 
-/// Expects that the application's container has no key, token or socket.
-pub fn expect_nothing_to_take(cluster: &Cluster, pods: &Pods) -> Result<()> {
+/// Expects that the application's container has no key, token or socket, and sees no process of the sidecar.
+pub fn expect_no_credentials(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let find = [&FIND[..], &FIND_TOKENS, &["-print"]].concat();
     let found = pods.client.exec(cluster, "app", &find)?;
-    ensure!(found.is_empty(), "the application finds {found}");
+    ensure!(found.is_empty(), "the application found credentials or sockets: {found}");
     let control = pods.manifest.exec(cluster, "app", &find)?;
-    ensure!(control.contains("/certs/key.pem"), "the same command finds no key that is there: {control}");
-    // Abstract sockets belong to the network, which it shares with its sidecar: Envoy's hot restart would use one.
+    ensure!(
+        control.contains("/certs/key.pem"),
+        "the control failed, the same command did not find an existing key: {control}"
+    );
+    // Abstract sockets belong to the network namespace, which the sidecar shares. Envoy's hot restart would open one.
     let sockets = pods.client.exec(cluster, "app", &["cat", "/proc/net/unix"])?;
     ensure!(sockets.lines().count() > 1 && !sockets.contains('@'), "abstract sockets: {sockets}");
     let processes = pods.client.exec(cluster, "app", &["sh", "-c", "cat /proc/[0-9]*/cmdline | tr \"\\0\" \" \""])?;
-    ensure!(processes.contains("sleep") && !processes.contains("envoy"), "it sees {processes}");
+    ensure!(
+        processes.contains("sleep") && !processes.contains("envoy"),
+        "the application sees the processes {processes}"
+    );
 
     Ok(())
 }
 
-/// Expects that neither the application's account nor nobody at all may change or read what matters here.
+/// Expects that neither the application's account nor an anonymous user may read or change security-relevant resources.
 pub fn expect_no_permissions(cluster: &Cluster) -> Result<()> {
     let mut reviews = Vec::new();
     for (user, group) in [
@@ -86,7 +92,7 @@ pub fn expect_no_permissions(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The ports on which anything listens in the application's network, of which it can reach each.
+/// Returns the ports with listening sockets in the application's network namespace, all of which it can reach.
 fn listening(cluster: &Cluster, pods: &Pods) -> Result<BTreeSet<u16>> {
     let sockets = pods.client.exec(cluster, "app", &["cat", "/proc/net/tcp", "/proc/net/tcp6"])?;
     let port = |line: &str| {
@@ -97,7 +103,7 @@ fn listening(cluster: &Cluster, pods: &Pods) -> Result<BTreeSet<u16>> {
     Ok(sockets.lines().filter_map(port).collect())
 }
 
-/// A request to a port of the sidecar, and a part of the answer that shows that it was understood.
+/// A request to a port of the sidecar, and the expected status.
 struct Request {
     method: &'static str,
     port: u16,
@@ -114,7 +120,7 @@ const fn post(port: u16, path: &'static str, status: Option<u16>) -> Request {
     Request { method: "POST", port, path, status }
 }
 
-/// From those that only read to those that end the sidecar.
+/// The requests, from those that only read to those that end the sidecar.
 const REQUESTS: [Request; 13] = [
     get(15000, "/config_dump", 200),
     get(15000, "/certs", 200),
@@ -131,8 +137,8 @@ const REQUESTS: [Request; 13] = [
     post(15020, "/quitquitquit", None),
 ];
 
-/// Sends each request as the application does, connects to a destination of its own afterwards, and prints what became of it.
-/// Returns the rows of connections that left by another way than the tenant's router.
+/// Sends each request as the application, then connects to a destination of its own, and prints a table of the results. Returns
+/// the rows of unexpected results and of connections that did not go through the tenant's router.
 pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
     let mut table = format!(
         "{:<58}  {:<6}  {:<28}  beginning of the answer\n",
@@ -144,7 +150,7 @@ pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
         let to = SocketAddr::new(Ipv4Addr::new(198, 51, 100, last).into(), 5432);
         let url = format!("http://127.0.0.1:{}{}", request.port, request.path);
         if request.path == "/quitquitquit" {
-            cluster.eventually("the sidecar", |_| admin(&pods.client, "/server_info").map(drop))?;
+            cluster.eventually("the restarted sidecar", |_| admin(&pods.client, "/server_info").map(drop))?;
         }
         let before = server::records().len();
         let (status, body) =
@@ -171,9 +177,9 @@ pub fn ask_the_sidecar(cluster: &Cluster, pods: &Pods) -> Result<Vec<String>> {
             }
         }
         if request.status.is_some_and(|expected| expected != status) {
-            wrong.push(format!("{row}: not the expected status"));
+            wrong.push(format!("{row}: unexpected status"));
         }
-        ensure!(!body.contains("PRIVATE KEY"), "{name} tells a key");
+        ensure!(!body.contains("PRIVATE KEY"), "{name} returned a private key");
     }
     println!("\n{table}listening: {listening:?}");
     Ok(wrong)
@@ -190,7 +196,7 @@ fn send(method: &str, url: &str) -> Result<(u16, String)> {
     Ok((status, answer.body_mut().read_to_string().context("no body")?))
 }
 
-/// Connects this often, ten times a second, and counts how the connections ended.
+/// Connects `times` times, ten times a second, and counts the answered and refused connections.
 fn connections(pods: &Pods, to: SocketAddr, times: u32) -> BTreeMap<&'static str, u32> {
     let mut counts = BTreeMap::new();
     for _ in 0..times {

@@ -1,42 +1,43 @@
-//! The ways of hostile.rs.
+//! The ways out that hostile.rs tries.
 
 use crate::{
     cluster::Cluster,
     hostile_pods::{EXCLUDED, Pods, node},
-    identity::{Authority, Identity, authenticate, connect, hear, proxy_header, tls},
+    identity::{authenticate, connect, foreign_authority, hear, mesh_authority, proxy_header},
     pod::{Pod, list},
     policies::connect_as_1337,
     server::{self, First},
     shipped::{ROUTERS, ROUTERS_NAMESPACE},
+    tls::{self, DAY, Identity},
 };
 use anyhow::{Context, Result, ensure};
 use rustls::ClientConfig;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-/// The ports of the tenants on every router.
+/// The port of the hostile tenant, and the ports of other tenants, on every router.
 pub const OWN: u16 = 8090;
 const OTHERS: [u16; 2] = [8080, 8100];
 
-/// The port of the servers that are started for these ways.
+/// The port of the servers that are started for some ways.
 const SERVED: u16 = 7007;
 
-/// Tries to be heard, and returns an answer.
+/// Tries to reach a server, and returns its answer.
 pub type Attempt<'a> = Box<dyn Fn() -> Result<String> + Send + Sync + 'a>;
 
 pub struct Way<'a> {
     pub name: &'a str,
-    /// The router by which it may arrive; otherwise it may not.
+    /// The router through which the attempt may arrive, or `None` if it must not arrive.
     pub by: Option<&'static str>,
-    /// The address at which a server would hear it; with port 0 any port of it.
+    /// The socket address of the server that the attempt would reach. Port 0 stands for any port.
     pub heard_at: SocketAddr,
     pub attempt: Attempt<'a>,
 }
 
-/// The ways, and the next address of the first two networks.
+/// The ways, and the number of addresses that are in use in the first two networks.
 #[derive(Default)]
 pub struct Ways<'a> {
     pub list: Vec<Way<'a>>,
@@ -72,23 +73,23 @@ impl<'a> Ways<'a> {
     }
 }
 
-/// A plain connection of the pod, which its sidecar takes if it has one.
+/// Returns an attempt with a plain connection of a pod, which is redirected to the sidecar if the pod has one.
 pub fn plain(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
     Box::new(move || pod.host.run(|| hear(connect(to)?, &say)))
 }
 
-/// A connection to this router with a header that claims a source of the tenant.
+/// Returns an attempt with a connection to this router and a header that claims an address of the pod as its source.
 fn direct<'a>(pod: &'a Pod, router: SocketAddr, to: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Attempt<'a> {
     let header = proxy_header(pod.source(to.ip()), to);
     let Some(tls) = tls.cloned() else { return plain(pod, router, [&header[..], b"hello"].concat()) };
     Box::new(move || pod.host.run(|| hear(authenticate(router, &header, &tls)?, b"hello")))
 }
 
-/// A connection past the sidecar.
+/// Returns an attempt with a connection that bypasses the sidecar.
 fn as_1337(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
     Box::new(move || {
         let heard = connect_as_1337(pod, to, &say)?;
-        ensure!(!heard.is_empty(), "closed");
+        ensure!(!heard.is_empty(), "the connection was closed");
         Ok(heard)
     })
 }
@@ -111,7 +112,7 @@ impl Routers {
         })
     }
 
-    /// An address of a router's pod.
+    /// Returns a socket address of a router's pod.
     pub fn pod(&self, index: usize, port: u16) -> SocketAddr {
         SocketAddr::new(self.pods[index].addresses[0], port)
     }
@@ -120,7 +121,7 @@ impl Routers {
 /// The tenant's SPIFFE ID.
 const ID: &str = "spiffe://cluster.local/ns/tenant-a/sa/client";
 
-/// Ways to a router without its sidecar, with forged certificates or none.
+/// Adds ways to a router without the sidecar, with forged certificates or none.
 pub fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, routers: &Routers) -> Result<()> {
     let pod = &pods.labelled;
     let (first, second) = (routers.pod(0, OWN), routers.pod(1, OWN));
@@ -135,29 +136,30 @@ pub fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, router
         let header = proxy_header(pods.client.addresses[0], to);
         as_1337(&pods.client, first, [&header[..], b"hello"].concat())
     });
-    let (mesh, foreign) = (Authority::mesh(cluster)?, Authority::foreign()?);
+    let (mesh, foreign) = (mesh_authority(cluster)?, foreign_authority()?);
+    let now = SystemTime::now() - Duration::from_secs(60);
     for (name, identity) in [
         ("TLS without a certificate", None),
         ("TLS, self-signed certificate with its own ID", Some(Identity::self_signed(ID)?)),
-        ("TLS, certificate of a foreign CA of the same name", Some(foreign.issue(ID)?)),
-        ("TLS, certificate of the mesh that has expired", Some(mesh.issue_expired(ID)?)),
+        ("TLS, certificate of a foreign CA of the same name", Some(foreign.issue(ID, now)?)),
+        ("TLS, certificate of the mesh that has expired", Some(mesh.issue(ID, now - 3 * DAY)?)),
         (
             "TLS, certificate of the mesh, another service account",
-            Some(mesh.issue("spiffe://cluster.local/ns/tenant-a/sa/default")?),
+            Some(mesh.issue("spiffe://cluster.local/ns/tenant-a/sa/default", now)?),
         ),
         (
             "TLS, certificate of the mesh, another trust domain",
-            Some(mesh.issue("spiffe://other.example/ns/tenant-a/sa/client")?),
+            Some(mesh.issue("spiffe://other.example/ns/tenant-a/sa/client", now)?),
         ),
-        ("TLS, certificate of the mesh, an ID that begins like its own", Some(mesh.issue(&format!("{ID}-2"))?)),
+        ("TLS, certificate of the mesh, an ID that begins like its own", Some(mesh.issue(&format!("{ID}-2"), now)?)),
     ] {
-        let tls = tls(identity.as_ref())?;
+        let tls = tls::client(identity.as_ref())?;
         ways.add(name, None, |to| direct(pod, first, to, Some(&tls)));
     }
     Ok(())
 }
 
-/// Ways with the tenant's own certificate, which a manifest can obtain and an application cannot.
+/// Adds ways with the tenant's own certificate, which a manifest can obtain but an application cannot.
 pub fn genuine<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers, own: &Arc<ClientConfig>) {
     let (pod, first, by) = (&pods.labelled, routers.pod(0, OWN), Some(ROUTERS[0]));
     ways.add("its own certificate, by its manifest, to its router", by, |to| direct(pod, first, to, Some(own)));
@@ -190,7 +192,7 @@ pub fn genuine<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers, own: 
     ways.add("the same from a pod without the label", None, |to| direct(&pods.bare, first, to, Some(own)));
 }
 
-/// Private destinations, with the tenant's own certificate: its sidecar's table is not what refuses them.
+/// Adds ways to private destinations with the tenant's own certificate, so that the routers refuse them, not the sidecar's table.
 pub fn private<'a>(
     ways: &mut Ways<'a>,
     cluster: &Cluster,
@@ -235,7 +237,7 @@ pub fn private<'a>(
     Ok(())
 }
 
-/// Ways through the sidecar and around it.
+/// Adds ways through the sidecar and around it.
 pub fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
     let (client, hello) = (&pods.client, b"hello".to_vec());
     let with_header = |to| [&proxy_header(client.addresses[0], to)[..], b"hello"].concat();
@@ -246,7 +248,7 @@ pub fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
     ways.add_to("through its sidecar, port 25, which its table denies", None, denied, |to| {
         plain(client, to, hello.clone())
     });
-    // The first one is reached, by a connection of its own, and hears the header as data.
+    // The connection reaches its own destination, which receives the header as data.
     let inner = ways.address(5432);
     ways.add("through its sidecar, another destination's header as data", Some(ROUTERS[0]), |to| {
         plain(client, to, with_header(inner))
@@ -298,11 +300,11 @@ pub fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
     });
 }
 
-/// Pods that wear a router's label, in the tenant's namespace and in a foreign one, while everybody connects.
+/// Adds pods with a router's label, in the tenant's namespace and in a foreign one, which listen while all clients connect.
 pub fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> Result<()> {
     for (name, squatter) in [
-        ("pod with a router's label, own namespace: hears others", &pods.squatter),
-        ("pod with a router's label, other namespace: hears others", &pods.foreign),
+        ("pod with a router's label, own namespace: is connected to", &pods.squatter),
+        ("pod with a router's label, other namespace: is connected to", &pods.foreign),
     ] {
         for port in [8080, 8081, 8090, 8091, 8100, 8101] {
             server::start(&squatter.host, port, First::Server)?;
@@ -314,7 +316,7 @@ pub fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) 
                         server::ask(&client.host, "198.51.100.7:443".parse()?, b"hello")?;
                     }
                 }
-                Ok("others went on".into())
+                Ok("the clients were routed".into())
             })
         });
     }

@@ -1,17 +1,9 @@
-//! Certificates, genuine and forged, and connections to a router with a PROXY header and a certificate of the caller's choice.
+//! Genuine and forged certificates, and connections to a router with any PROXY header and certificate.
 
-use crate::{cluster::Cluster, pod::text};
+use crate::{cluster::Cluster, pod::text, tls::Authority};
 use anyhow::{Context, Result, ensure};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    SanType, date_time_ymd,
-};
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-};
+use rcgen::{DistinguishedName, DnType, KeyPair};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
@@ -20,146 +12,41 @@ use std::{
     time::Duration,
 };
 
-/// How long a connection may take to be established. Packets that a NetworkPolicy drops take that long.
+/// The timeout for establishing a connection, which applies if a NetworkPolicy drops packets.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an attempt waits for an answer: longer than a router waits for a handshake.
+/// The timeout for an answer, which is longer than a router waits for a handshake.
 const ANSWER: Duration = Duration::from_secs(6);
 
-/// A certificate authority.
-pub struct Authority(Issuer<'static, KeyPair>);
-
-impl Authority {
-    /// An authority that nobody trusts, with the name of the mesh's.
-    pub fn foreign() -> Result<Self> {
-        Ok(Self::of(KeyPair::generate()?))
-    }
-
-    /// The mesh's own authority, whose key only an administrator can read.
-    pub fn mesh(cluster: &Cluster) -> Result<Self> {
-        let secret = cluster.get(&["--namespace", "istio-system", "secret", "istio-ca-secret"])?;
-        let key = text(&secret, "/data/ca-key.pem")?;
-        // istiod writes PKCS #1, ring reads PKCS #8.
-        let convert = "base64 -d | openssl pkcs8 -topk8 -nocrypt";
-        let mut openssl =
-            Command::new("sh").args(["-c", convert]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        openssl.stdin.take().context("a pipe")?.write_all(key.as_bytes())?;
-        let converted = openssl.wait_with_output()?;
-        ensure!(converted.status.success(), "openssl pkcs8: {}", converted.status);
-        Ok(Self::of(KeyPair::from_pem(&String::from_utf8(converted.stdout)?)?))
-    }
-
-    fn of(key: KeyPair) -> Self {
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name = DistinguishedName::new();
-        parameters.distinguished_name.push(DnType::OrganizationName, "cluster.local");
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(Issuer::new(parameters, key))
-    }
-
-    /// Issues a certificate for this SPIFFE ID that is valid now.
-    pub fn issue(&self, id: &str) -> Result<Identity> {
-        Identity::new(id, |parameters, key| parameters.signed_by(key, &self.0))
-    }
-
-    /// Issues a certificate that expired at the end of 2025.
-    pub fn issue_expired(&self, id: &str) -> Result<Identity> {
-        Identity::new(id, |parameters, key| {
-            let mut expired = parameters.clone();
-            expired.not_after = date_time_ymd(2025, 12, 31);
-            expired.signed_by(key, &self.0)
-        })
-    }
+/// The mesh's own authority, whose key only an administrator can read.
+pub fn mesh_authority(cluster: &Cluster) -> Result<Authority> {
+    let secret = cluster.get(&["--namespace", "istio-system", "secret", "istio-ca-secret"])?;
+    let key = text(&secret, "/data/ca-key.pem")?;
+    // istiod writes PKCS #1, ring reads PKCS #8.
+    let convert = "base64 -d | openssl pkcs8 -topk8 -nocrypt";
+    let mut openssl = Command::new("sh").args(["-c", convert]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    openssl.stdin.take().context("openssl has no pipe")?.write_all(key.as_bytes())?;
+    let converted = openssl.wait_with_output()?;
+    ensure!(converted.status.success(), "openssl pkcs8: {}", converted.status);
+    Ok(authority(KeyPair::from_pem(&String::from_utf8(converted.stdout)?)?))
 }
 
-/// A certificate with its key.
-pub struct Identity {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+/// An authority that nobody trusts, with the name of the mesh's.
+pub fn foreign_authority() -> Result<Authority> {
+    Ok(authority(KeyPair::generate()?))
 }
 
-impl Identity {
-    fn new(
-        id: &str,
-        sign: impl FnOnce(&CertificateParams, &KeyPair) -> Result<rcgen::Certificate, rcgen::Error>,
-    ) -> Result<Self> {
-        let key = KeyPair::generate()?;
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name = DistinguishedName::new();
-        parameters.subject_alt_names = vec![SanType::URI(id.try_into()?)];
-        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        let signed = sign(&parameters, &key)?;
-        Ok(Self { chain: vec![signed.der().clone()], key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) })
-    }
-
-    /// A certificate that signs itself.
-    pub fn self_signed(id: &str) -> Result<Self> {
-        Self::new(id, |parameters, key| parameters.self_signed(key))
-    }
-
-    /// A certificate from the files that Istio's agent writes.
-    pub fn from_pem(chain: &str, key: &str) -> Result<Self> {
-        let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
-        Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(key.as_bytes())? })
-    }
+fn authority(key: KeyPair) -> Authority {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, "cluster.local");
+    Authority::new(name, key)
 }
 
-/// The TLS of a client that accepts every server.
-pub fn tls(identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
-    let provider = Arc::new(ring::default_provider());
-    let anybody = Arc::new(Anybody(Arc::clone(&provider)));
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(anybody);
-    Ok(Arc::new(match identity {
-        Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?,
-        None => builder.with_no_client_auth(),
-    }))
-}
-
-/// Every server.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer,
-        _: &[CertificateDer],
-        _: &ServerName,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// A PROXY header that claims this source and this destination, which are of one family.
+/// Encodes a PROXY header with this source and destination, which must be of the same address family.
 pub fn proxy_header(source: IpAddr, to: SocketAddr) -> Vec<u8> {
     let addresses = match (source, to.ip()) {
         (IpAddr::V4(source), IpAddr::V4(to)) => [&[0x21, 0x11, 0, 12][..], &source.octets(), &to.octets()].concat(),
         (IpAddr::V6(source), IpAddr::V6(to)) => [&[0x21, 0x21, 0, 36][..], &source.octets(), &to.octets()].concat(),
-        _ => panic!("{source} and {to} are of two families"),
+        _ => panic!("{source} and {to} are of different address families"),
     };
     [b"\r\n\r\n\0\r\nQUIT\n", &addresses[..], &1234_u16.to_be_bytes(), &to.port().to_be_bytes()].concat()
 }
@@ -187,12 +74,12 @@ pub fn authenticate(
     Ok(StreamOwned::new(session, stream))
 }
 
-/// Sends this and returns the answer.
+/// Sends bytes and returns the answer.
 pub fn hear(mut stream: impl Read + Write, say: &[u8]) -> Result<String> {
     stream.write_all(say)?;
     stream.flush()?;
     let mut heard = [0; 512];
     let length = stream.read(&mut heard)?;
-    ensure!(length > 0, "closed");
+    ensure!(length > 0, "the connection was closed");
     Ok(String::from_utf8_lossy(&heard[..length]).into_owned())
 }

@@ -1,7 +1,7 @@
-//! Istio's control plane restarted and gone under traffic, and pods that connect while they are created.
+//! Restarts and an outage of Istio's control plane under traffic, and pods that connect while they start.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     outside,
     pod::{Pod, list, manifest, specification, with_applied},
     policies::{CLIENTS, without_policies},
@@ -18,12 +18,12 @@ use std::{
     time::Duration,
 };
 
-/// Does this while each client connects again and again, with both families, and expects that no connection is lost or takes
-/// the wrong router.
+/// Runs `work` while each client connects continuously, in both address families. Expects that no connection is lost or takes the
+/// wrong router.
 fn under_traffic(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let routers = cluster.routers()?;
     let ended = AtomicBool::new(false);
-    // Whether one more connection took the right router, or why not.
+    // Makes one connection. Fails if it is lost or takes the wrong router.
     let connect = |client: &Pod, family: usize| -> Result<()> {
         let to = outside(family, 25);
         let seen = server::ask(&client.host, to, b"")?;
@@ -50,21 +50,27 @@ fn under_traffic(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result
             .collect();
         let done = work();
         ended.store(true, Ordering::Relaxed);
-        let outcomes: Vec<Result<()>> = askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect();
+        let outcomes: Vec<Result<()>> =
+            askers.into_iter().flat_map(|asker| asker.join().expect("a thread panicked")).collect();
         (done, outcomes)
     });
     done?;
     let (count, failed) = (outcomes.len(), outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>());
     println!("{count} connections, {} lost or misrouted", failed.len());
-    ensure!(failed.is_empty(), "{} of {count}: {:#}", failed.len(), failed[0]);
-    ensure!(count > 100, "only {count} connections: no traffic to speak of");
+    ensure!(
+        failed.is_empty(),
+        "{} of {count} connections were lost or misrouted, the first one: {:#}",
+        failed.len(),
+        failed[0]
+    );
+    ensure!(count > 100, "only {count} connections: too little traffic");
     Ok(())
 }
 
-/// A service that only tells which sidecars have heard of it from istiod.
+/// A service whose only purpose is to show which sidecars receive updates from istiod.
 const NEWS: &str = "apiVersion: v1\nkind: Service\nmetadata: { namespace: default, name: news }\nspec: { ports: [{ name: tcp, port: 7777 }] }\n";
 
-/// How many of the clients' sidecars know that service.
+/// Returns the number of clients' sidecars that know the service `news`.
 fn informed(cluster: &Cluster) -> Result<usize> {
     let mut count = 0;
     for client in &cluster.clients {
@@ -73,29 +79,29 @@ fn informed(cluster: &Cluster) -> Result<usize> {
     Ok(count)
 }
 
-/// Waits until this number of the clients' sidecars know that service.
+/// Waits until this number of clients' sidecars know the service `news`.
 fn expect_informed(cluster: &Cluster, expected: usize) -> Result<()> {
-    cluster.eventually("news from istiod", |cluster| {
+    cluster.eventually("updates from istiod in the sidecars", |cluster| {
         let informed = informed(cluster)?;
-        ensure!(informed == expected, "{informed} sidecars are informed, not {expected}");
+        ensure!(informed == expected, "{informed} sidecars know the service, expected {expected}");
         Ok(())
     })
 }
 
-/// The names of istiod's pods.
+/// Returns the names of istiod's pods.
 fn istiods(cluster: &Cluster) -> Result<Vec<String>> {
     let pods = list(&cluster.get(&["--namespace=istio-system", "pods", "--selector=app=istiod"])?, "/items");
     Ok(pods.iter().map(|pod| pod["metadata"]["name"].to_string()).collect())
 }
 
 #[test]
-fn while_istiod_restarts_no_connection_is_lost() -> Result<()> {
-    on_it(|cluster| {
+fn no_connection_is_lost_while_istiod_restarts() -> Result<()> {
+    on_cluster(|cluster| {
         let before = istiods(cluster)?;
         let outcome = under_traffic(cluster, || {
             cluster.kubectl(&["rollout", "restart", "--namespace=istio-system", "deployment/istiod"])?;
             cluster.rolled_out("istio-system", "istiod")?;
-            cluster.eventually("another istiod", |cluster| {
+            cluster.eventually("a new pod of istiod", |cluster| {
                 let now = istiods(cluster)?;
                 ensure!(now.len() == 1 && !before.contains(&now[0]), "{before:?}, then {now:?}");
                 Ok(())
@@ -109,21 +115,21 @@ fn while_istiod_restarts_no_connection_is_lost() -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn while_istiod_is_gone_for_a_minute_no_connection_is_lost() -> Result<()> {
-    on_it(|cluster| {
+fn no_connection_is_lost_while_istiod_is_down_for_a_minute() -> Result<()> {
+    on_cluster(|cluster| {
         let scale = |replicas: &str| {
             cluster.kubectl(&["scale", "--namespace=istio-system", "deployment/istiod", "--replicas", replicas])
         };
         let outcome = under_traffic(cluster, || {
             scale("0")?;
-            cluster.eventually("that istiod is gone", |cluster| {
-                ensure!(istiods(cluster)?.is_empty(), "it is there");
+            cluster.eventually("the end of istiod", |cluster| {
+                ensure!(istiods(cluster)?.is_empty(), "a pod of istiod still exists");
                 Ok(())
             })?;
             with_applied(cluster, NEWS, || {
                 thread::sleep(Duration::from_secs(60));
-                ensure!(informed(cluster)? == 0, "news without istiod");
-                // A pod without its sidecar would not be steered.
+                ensure!(informed(cluster)? == 0, "sidecars received an update without istiod");
+                // A pod that is created without a sidecar would not be steered.
                 let pod = manifest("default", "refused", STEERED, "", "sleep infinity");
                 let created = cluster.kubectl_with(&["apply", "-f", "-"], &pod);
                 let told = |error: &anyhow::Error| format!("{error:#}").contains("sidecar-injector.istio.io");
@@ -133,17 +139,17 @@ fn while_istiod_is_gone_for_a_minute_no_connection_is_lost() -> Result<()> {
                 expect_informed(cluster, cluster.clients.len())
             })
         });
-        scale("1")?; // if the test did not
+        scale("1")?; // if `work` failed before
         cluster.rolled_out("istio-system", "istiod")?;
         expect_informed(cluster, 0)?;
         outcome
     })
 }
 
-/// Creates pods one after the other, every other one with a classic sidecar. Each connects at once and goes on connecting, and
-/// must not wait for its sidecar. Expects that the outside sees none of them but through the right router.
-fn created_one_after_the_other(count: usize) -> Result<()> {
-    on_it(|cluster| {
+/// Creates pods one after the other, every second one with a classic sidecar. Each pod connects as soon as it starts and then
+/// repeatedly, without waiting for its sidecar. Expects that the servers outside see connections through the right routers only.
+fn expect_starting_pods_are_steered(count: usize) -> Result<()> {
+    on_cluster(|cluster| {
         let command = format!(
             "i=0; while [ $i -lt 6 ]; do {CONNECT}; sleep 1; i=$((i+1)); done; touch /tmp/done; sleep infinity"
         );
@@ -157,7 +163,7 @@ fn created_one_after_the_other(count: usize) -> Result<()> {
                 specification(&command).replace("restartPolicy: Never, ", "")
             )?;
         }
-        // Without the policies, which would stop what the redirection does not catch.
+        // Without the policies, because they would stop connections that are not redirected.
         without_policies(cluster, "default", &CLIENTS, || {
             let since = server::records().len();
             with_applied(cluster, &manifests, || {
@@ -191,11 +197,11 @@ fn created_one_after_the_other(count: usize) -> Result<()> {
 
 #[test]
 fn pods_that_connect_while_they_start_are_steered_or_refused() -> Result<()> {
-    created_one_after_the_other(4)
+    expect_starting_pods_are_steered(4)
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn twenty_pods_that_connect_while_they_start_are_steered_or_refused() -> Result<()> {
-    created_one_after_the_other(20)
+    expect_starting_pods_are_steered(20)
 }

@@ -1,5 +1,5 @@
-//! The thread that starts all processes. The kernel ends a process with the thread that started it, and a test's thread
-//! ends with its test; this one ends with us.
+//! A thread that starts processes which outlive a test. The kernel kills a process when the thread that started it ends. A test's
+//! thread ends with the test, but this thread ends with this process.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ static KEEPER: LazyLock<Mutex<Sender<Work>>> = LazyLock::new(|| {
     Mutex::new(sender)
 });
 
-/// Does this on that thread.
+/// Runs `work` on that thread.
 pub fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
     let work = Box::new(move || _ = sender.send(work()));

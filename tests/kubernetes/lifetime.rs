@@ -1,4 +1,4 @@
-//! The end of a cluster.
+//! The removal of a cluster.
 
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -9,9 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The supervisor's input closes when the test process ends, however it ends: after `kill -9` too.
+/// The supervisor's input closes whenever the test process ends, even after `kill -9`.
 #[test]
-fn nothing_is_left_of_a_cluster_whose_test_has_ended() -> Result<()> {
+fn a_cluster_is_removed_completely_when_its_test_ends() -> Result<()> {
     let tools = env::var_os("SLUICE_CLUSTER_TOOLS").context("make test-mesh sets SLUICE_CLUSTER_TOOLS")?;
     let name = format!("sluice-ended-{}", process::id());
     let folder = testbed::root().join("target/kubernetes").join(&name);
@@ -40,7 +40,7 @@ fn within_a_minute(condition: impl Fn() -> bool) -> bool {
     true
 }
 
-/// The number of processes of this cluster whose program has this name.
+/// Returns the number of processes of this cluster whose program has this name.
 fn processes(cluster: &str, program: &str) -> usize {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = entries.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
@@ -49,7 +49,7 @@ fn processes(cluster: &str, program: &str) -> usize {
         .count()
 }
 
-/// The number of the cluster's cgroups at the top of the hierarchies.
+/// Returns the number of the cluster's cgroups at the top of the hierarchies.
 fn cgroups(cluster: &str) -> usize {
     let named = |folder: &Path| {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();

@@ -1,15 +1,16 @@
-//! Tenants that scan and hold connections, beside a client of another tenant at the same routers.
+//! A tenant that scans and holds connections, while a client of another tenant uses the same routers.
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     get,
     hostile_pods::{Pods, with_pods},
-    identity::{authenticate, connect, proxy_header, tls},
+    identity::{authenticate, connect, proxy_header},
     outside,
     pod::{Pod, list},
     server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE, expected_router},
+    tls,
 };
 use anyhow::{Context, Result, ensure};
 use rustls::ClientConfig;
@@ -26,16 +27,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The tenant's port of its router.
+/// The attacking tenant's port on its router.
 const PORT: u16 = 8090;
-/// How long an attack lasts at least.
+/// The minimum duration of an attack.
 const ATTACK: Duration = Duration::from_secs(15);
-/// How many connections are held open.
+/// The number of connections that an attack holds open.
 const HELD: usize = 2_000;
-/// Where a server accepts connections and says nothing.
+/// The port of a server that accepts connections and sends nothing.
 const SILENT: u16 = 7008;
 
-/// Hands out destinations that refuse, each of them once.
+/// Generates destinations that refuse connections, each of them once.
 #[derive(Default)]
 struct Refusing(AtomicU32);
 
@@ -47,23 +48,24 @@ impl Refusing {
     }
 }
 
-/// What an operator asks.
+/// The port and path of the operator's queries.
 const ADMIN: &str = "15000/stats?filter=server.live";
 const READY: &str = "8082/ready";
+/// The timeout of the operator's queries.
 const NO_ANSWER: Duration = Duration::from_secs(5);
 
-/// What the good client and the operator of the attacked routers saw during an attack.
+/// The results of the good client and of the operator of the attacked routers during an attack.
 #[derive(Default)]
 struct Seen {
     answered: usize,
     lost: BTreeMap<String, usize>,
-    /// The slowest answers: to the good client, of the admin interface, of the readiness probe, and of that of a router that
-    /// nobody attacks, which shows what the machine itself costs.
+    /// The slowest answers: to the good client, of the admin interface, of the readiness probe, and of the readiness probe of a
+    /// router that is not attacked, which shows the load of the machine itself.
     slowest: [Duration; 4],
 }
 
-/// Attacks while a client of another tenant connects and an operator asks, and prints and judges what they saw.
-fn beside<T: Send>(
+/// Runs an attack while a client of another tenant connects and an operator queries the routers. Prints and checks their results.
+fn during_attack<T: Send>(
     cluster: &Cluster,
     routers: &[Pod],
     what: &str,
@@ -98,7 +100,7 @@ fn beside<T: Send>(
                     while goes_on() {
                         let began = Instant::now();
                         let answer = router.host.run(|| get(&format!("http://127.0.0.1:{path}")));
-                        // No answer within 5 s counts as 5 s.
+                        // A failed query counts as the timeout.
                         slowest = slowest.max(if answer.is_ok() { began.elapsed() } else { NO_ANSWER });
                         thread::sleep(Duration::from_millis(50));
                     }
@@ -108,11 +110,11 @@ fn beside<T: Send>(
             })
             .collect();
         let done = attack();
-        thread::sleep(Duration::from_secs(2)); // what the attack leaves behind
+        thread::sleep(Duration::from_secs(2)); // includes the aftermath of the attack
         ended.store(true, Ordering::Relaxed);
-        let mut seen = good.join().expect("no panic");
+        let mut seen = good.join().expect("a thread panicked");
         for (index, slowest) in operators {
-            let slowest = slowest.join().expect("no panic");
+            let slowest = slowest.join().expect("a thread panicked");
             seen.slowest[index] = seen.slowest[index].max(slowest);
         }
         (seen, done)
@@ -131,13 +133,13 @@ fn beside<T: Send>(
     Ok(done)
 }
 
-/// How many connections a scan tries to open in a second: more than a sidecar admits, and as many as possible.
+/// The number of connections that a scan tries to open per second: more than a sidecar admits, and as many as possible.
 const BY_SIDECAR: u32 = 500;
 const DIRECTLY: u32 = 4_000;
-/// For how long a scan keeps each.
+/// How long a scan keeps each connection open.
 const KEPT: Duration = Duration::from_secs(3);
 
-/// Opens connections from several threads in a pod, as many as the rate says or as it can, and returns how many it tried.
+/// Opens connections from several threads in a pod, at most at this rate. Returns the number of attempts.
 fn scan<T>(pod: &Pod, rate: u32, open: impl Fn(usize) -> Result<T> + Sync) -> usize {
     const THREADS: u32 = 8;
     let (count, until) = (AtomicUsize::new(0), Instant::now() + ATTACK);
@@ -163,7 +165,7 @@ fn scan<T>(pod: &Pod, rate: u32, open: impl Fn(usize) -> Result<T> + Sync) -> us
     count.into_inner()
 }
 
-/// A counter of these routers' Envoys.
+/// Returns the sum of a counter over these routers.
 fn counted(routers: &[Pod], name: &str) -> Result<u64> {
     let mut sum = 0;
     for router in routers {
@@ -174,8 +176,8 @@ fn counted(routers: &[Pod], name: &str) -> Result<u64> {
     Ok(sum)
 }
 
-/// Starts connections from a pod to these addresses without waiting, and returns the sockets and how many are established
-/// after a while.
+/// Starts connections from a pod to these addresses without waiting. Returns the sockets, and the number of connections that are
+/// established after a second.
 fn start_connections(pod: &Pod, to: &[SocketAddr]) -> Result<(Vec<Socket>, usize)> {
     pod.host.run(|| {
         let mut sockets = Vec::new();
@@ -191,7 +193,7 @@ fn start_connections(pod: &Pod, to: &[SocketAddr]) -> Result<(Vec<Socket>, usize
     })
 }
 
-/// Connections without a certificate, opened again as soon as the router has closed them. Returns how many were open on average.
+/// Repeatedly opens connections without a certificate, which the router closes. Returns the average number of established ones.
 fn hold_strangers(pod: &Pod, to: &[SocketAddr], say: &[u8]) -> Result<usize> {
     let (until, mut open) = (Instant::now() + ATTACK, Vec::new());
     while Instant::now() < until {
@@ -203,7 +205,7 @@ fn hold_strangers(pod: &Pod, to: &[SocketAddr], say: &[u8]) -> Result<usize> {
     Ok(open.iter().sum::<usize>() / open.len().max(1))
 }
 
-/// Holds authenticated connections to a server that says nothing. Returns how many were established and were open to the end.
+/// Holds authenticated connections to the silent server. Returns the number of connections that stayed open to the end.
 fn hold_authenticated(pod: &Pod, to: SocketAddr, header: &[u8], own: &Arc<ClientConfig>) -> Result<usize> {
     let began = Instant::now();
     let mut held = Vec::new();
@@ -222,8 +224,8 @@ fn hold_authenticated(pod: &Pod, to: SocketAddr, header: &[u8], own: &Arc<Client
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_tenant_that_scans_or_holds_connections_costs_other_tenants_nothing() -> Result<()> {
-    on_it(|cluster| {
+fn a_tenant_that_scans_or_holds_connections_does_not_disturb_others() -> Result<()> {
+    on_cluster(|cluster| {
         cluster.outside.call("ip", "route replace local 198.51.100.128/25 dev lo")?;
         let silent = cluster.outside.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, SILENT)))?;
         thread::spawn(move || silent.incoming().collect::<Vec<_>>());
@@ -234,7 +236,7 @@ fn a_tenant_that_scans_or_holds_connections_costs_other_tenants_nothing() -> Res
 fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let routers = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))?;
     let ports: Vec<SocketAddr> = routers.iter().map(|router| SocketAddr::new(router.addresses[0], PORT)).collect();
-    let own = tls(Some(&pods.own_certificate(cluster)?))?;
+    let own = tls::client(Some(&pods.own_certificate(cluster)?))?;
     let (labelled, refusing) = (&pods.labelled, Refusing::default());
     let source = labelled.addresses[0];
     println!(
@@ -252,7 +254,7 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
         thread::sleep(ATTACK);
         Ok(())
     };
-    beside(cluster, &routers, "none", rest, |()| String::new())?;
+    during_attack(cluster, &routers, "none", rest, |()| String::new())?;
 
     let tried = |count: &(usize, u64)| format!("{} tried, {} reached the routers", count.0, count.1);
     let refused = || counted(&routers, "cluster.tenant-a.upstream_cx_connect_fail");
@@ -261,8 +263,11 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
         let tried = scan(&pods.client, BY_SIDECAR, |_| connect(refusing.next()));
         Ok((tried, refused()? - before))
     };
-    let (attempts, reached) = beside(cluster, &routers, "scan through its sidecar", by_sidecar, tried)?;
-    ensure!(reached > 300 && attempts as u64 > reached, "{attempts} tried, {reached} reached the routers");
+    let (attempts, reached) = during_attack(cluster, &routers, "scan through its sidecar", by_sidecar, tried)?;
+    ensure!(
+        reached > 300 && attempts as u64 > reached,
+        "the sidecar must limit the scan: {attempts} tried, {reached} reached the routers"
+    );
 
     let directly = || {
         let before = refused()?;
@@ -271,13 +276,14 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
         });
         Ok((tried, refused()? - before))
     };
-    let (_, reached) = beside(cluster, &routers, "scan with its certificate, past the sidecar", directly, tried)?;
-    ensure!(reached > 300, "{reached} destinations: no scan to speak of");
+    let (_, reached) =
+        during_attack(cluster, &routers, "scan with its certificate, past the sidecar", directly, tried)?;
+    ensure!(reached > 300, "only {reached} connections reached the routers: too small a scan");
 
     for (name, pod) in [("a pod without the label", &pods.bare), ("a pod of a foreign namespace", &pods.foreign)] {
         let what = format!("{HELD} connections of {name}");
         let show = |open: &usize| format!("{open} established");
-        let open = beside(cluster, &routers, &what, || hold_strangers(pod, &ports, b""), show)?;
+        let open = during_attack(cluster, &routers, &what, || hold_strangers(pod, &ports, b""), show)?;
         ensure!(open == 0, "{what}: {open} established");
     }
 
@@ -285,14 +291,14 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let show = |open: &usize| format!("{open} established on average");
     for (what, say) in [("connections without a header", &b""[..]), ("with a header, without TLS", &header[..])] {
         let what = format!("{HELD} {what}");
-        let open = beside(cluster, &routers, &what, || hold_strangers(labelled, &ports, say), show)?;
+        let open = during_attack(cluster, &routers, &what, || hold_strangers(labelled, &ports, say), show)?;
         ensure!(open > HELD / 2, "{what}: {open} established");
     }
     let what = format!("{HELD} with its certificate, idle, to one pod");
     let hold = || hold_authenticated(labelled, ports[0], &header, &own);
-    let open = beside(cluster, &routers, &what, hold, |open| format!("{open} open to the end"))?;
-    // Not all: 1024 is the default limit of the router's cluster.
-    ensure!(open >= 1_000, "{what}: {open} open");
+    let open = during_attack(cluster, &routers, &what, hold, |open| format!("{open} open to the end"))?;
+    // Not all of them, because the router's cluster has a default limit of 1024 connections.
+    ensure!(open >= 1_000, "{what}: only {open} stayed open");
 
     for router in cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))? {
         let statuses = list(&router.object, "/status/containerStatuses");

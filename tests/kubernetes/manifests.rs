@@ -1,7 +1,7 @@
-//! The manifests.
+//! Validation of the manifests, and their settings.
 
 use crate::{
-    cluster::on_it,
+    cluster::on_cluster,
     shipped::SETTINGS,
     sidecar::{admin, stats},
 };
@@ -10,8 +10,8 @@ use serde_json::Value;
 use std::fs;
 
 #[test]
-fn envoy_refused_no_update() -> Result<()> {
-    on_it(|cluster| {
+fn envoy_rejected_no_update() -> Result<()> {
+    on_cluster(|cluster| {
         for client in &cluster.clients {
             let refused = stats(client, |name| name.ends_with("update_rejected"))?;
             for kind in ["listener_manager.lds.", "cluster_manager.cds."] {
@@ -26,8 +26,8 @@ fn envoy_refused_no_update() -> Result<()> {
 }
 
 #[test]
-fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
-    on_it(|cluster| {
+fn every_manifest_passes_strict_validation_and_istioctl_analyze() -> Result<()> {
+    on_cluster(|cluster| {
         let strictly = ["apply", "--dry-run=server", "--validate=strict", "-f"];
         let folder = testbed::root().join("istio");
         let mut alone = vec![folder.join("sni.yaml")];
@@ -39,12 +39,12 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
         let analysed: Value = serde_json::from_str(&analysed)?;
         let mut found: Vec<String> = analysed
             .as_array()
-            .context("a list")?
+            .context("istioctl printed no list")?
             .iter()
             .map(|message| format!("{} {} {}", message["level"], message["code"], message["origin"]).replace('"', ""))
             .collect();
         found.sort();
-        // IST0102: pods ask for injection by label. IST0133: whoever patches Envoy's configuration hears that.
+        // IST0102: pods request injection by label. IST0133: istioctl warns about every patch of Envoy's configuration.
         let explained = [
             "Info IST0102 Namespace default",
             "Warning IST0133 EnvoyFilter default/sluice",
@@ -58,8 +58,8 @@ fn every_manifest_is_admitted_strictly_and_analysed() -> Result<()> {
 }
 
 #[test]
-fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() -> Result<()> {
-    on_it(|cluster| {
+fn settings_are_the_only_place_for_the_namespace_the_label_and_the_addresses() -> Result<()> {
+    on_cluster(|cluster| {
         cluster.edit(SETTINGS, "  namespace: ", "elsewhere")?;
         cluster.edit(SETTINGS, "  trustDomain: ", "mesh.example")?;
         cluster.edit(SETTINGS, "  metricsNamespace: ", "prometheus")?;
@@ -68,7 +68,7 @@ fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() ->
         cluster.edit(SETTINGS, "    - 10.244.", "\n    - 10.9.0.0/16")?;
         let made = cluster.kubectl(&["kustomize", &cluster.manifests.to_string_lossy()])?;
         cluster.fresh_manifests()?;
-        // The routers' configuration is text, into which only routers.yaml is copied.
+        // ConfigMaps are excluded: the routers' configuration is text, and only the values of routers.yaml are copied into it.
         let made: Vec<&str> = made.split("\n---\n").filter(|one| !one.contains("kind: ConfigMap")).collect();
         let count = |text: &str| made.iter().map(|one| one.matches(text).count()).sum::<usize>();
         for (text, times) in [
@@ -91,7 +91,12 @@ fn settings_are_the_one_place_for_the_namespace_the_label_and_the_addresses() ->
             ("10.9.0.0/16", 1),
             ("10.244.0.0/16", 0),
         ] {
-            ensure!(count(text) == times, "{text:?} {} times, not {times}:\n{}", count(text), made.join("\n---\n"));
+            ensure!(
+                count(text) == times,
+                "{text:?} occurs {} times, expected {times}:\n{}",
+                count(text),
+                made.join("\n---\n")
+            );
         }
         Ok(())
     })

@@ -1,9 +1,9 @@
-//! The ways by which the module reaches the sidecars.
+//! The ways to deliver the module to the sidecars.
 
 use crate::{
     chains::{chains, golden},
     client_hello::client_hello,
-    cluster::{Cluster, REGISTRY, on_it},
+    cluster::{Cluster, REGISTRY, on_cluster},
     conversations, outside, pod, server,
     shipped::SETTINGS,
     sidecar::{admin, extension, module_file},
@@ -19,7 +19,7 @@ use std::{
 };
 use testbed::{Host, Module};
 
-/// Runs a test and then restores the shipped manifests and the clients, whether it succeeded or not.
+/// Runs `test`, and then restores the shipped manifests and the clients whether it succeeded or not.
 pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let names =
         |cluster: &Cluster| -> Vec<String> { cluster.clients.iter().map(|client| client.name.clone()).collect() };
@@ -28,12 +28,12 @@ pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Resul
     cluster.fresh_manifests()?;
     cluster.apply()?;
     if outcome.is_err() || names(cluster) != before {
-        // A sidecar that has been without a module would be another than the ones before.
+        // Replaces sidecars that may have been without a module.
         cluster.kubectl(&["rollout", "restart", "deployment/client"])?;
     }
     cluster.roll_clients_out()?;
     cluster.eventually("the shipped module", |cluster| {
-        let (_, digest) = cluster.module.rsplit_once(':').context("a digest")?;
+        let (_, digest) = cluster.module.rsplit_once(':').context("no digest in the reference")?;
         for client in &cluster.clients {
             let filter = extension(client)?;
             ensure!(module_file(&filter).is_some_and(|file| file.contains(digest)), "{}: {filter}", client.name);
@@ -44,11 +44,11 @@ pub fn restoring(cluster: &mut Cluster, test: impl FnOnce(&mut Cluster) -> Resul
 }
 
 #[test]
-fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
-    on_it(|cluster| {
+fn a_new_digest_replaces_the_module_without_losing_connections() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("another")?;
-            let before = module_file(&extension(&cluster.clients[0])?).context("a module")?.to_owned();
+            let before = module_file(&extension(&cluster.clients[0])?).context("the filter has no module")?.to_owned();
             let mut long = echo(&cluster.clients[0].host)?;
             let swapped = AtomicBool::new(false);
             let to = outside(0, 443);
@@ -80,29 +80,30 @@ fn a_new_digest_is_swapped_in_and_no_connection_is_lost() -> Result<()> {
                 swapped.store(true, Ordering::Relaxed);
                 let mut asked = 0;
                 for asker in askers {
-                    asked += asker.join().unwrap()?;
+                    asked += asker.join().expect("a thread panicked")?;
                 }
                 done?;
                 Ok(asked)
             })?;
             println!("{asked} connections while the module was swapped");
-            ensure!(asked > 20, "only {asked} connections: no traffic to speak of");
-            still_there(&mut long)
+            ensure!(asked > 20, "only {asked} connections: too little traffic");
+            exchange_ping(&mut long)
         })
     })
 }
 
-/// A connection that lasts.
+/// Opens a connection to the echo server, which stays open.
 pub fn echo(host: &Host) -> Result<TcpStream> {
     let to = outside(0, 7);
     let mut stream = host.run(|| TcpStream::connect(to))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    still_there(&mut stream)?;
+    exchange_ping(&mut stream)?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-pub fn still_there(stream: &mut TcpStream) -> Result<()> {
+/// Sends four bytes on a connection and expects them back.
+pub fn exchange_ping(stream: &mut TcpStream) -> Result<()> {
     let mut heard = [0; 4];
     stream.write_all(b"ping")?;
     stream.read_exact(&mut heard)?;
@@ -110,13 +111,13 @@ pub fn still_there(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Expects that the module that the manifests name is not taken, and that the log says why: sidecars that run keep what
-/// they have, new ones let nothing out.
+/// Expects that the sidecars reject the module that the manifests name and log this reason. Running sidecars keep their module,
+/// and new ones forward nothing.
 fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
-    let before = module_file(&extension(&cluster.clients[0])?).context("a module")?.to_owned();
+    let before = module_file(&extension(&cluster.clients[0])?).context("the filter has no module")?.to_owned();
     cluster.apply()?;
     let told = |cluster: &Cluster| {
-        cluster.eventually("a reason in the log", |_| {
+        cluster.eventually("the reason in the sidecars' logs", |_| {
             for client in &cluster.clients {
                 let log = client.log(cluster, "istio-proxy")?;
                 let told = log.lines().any(|line| line.contains("cannot fetch Wasm module") && line.contains(reason));
@@ -135,7 +136,7 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
     cluster.replace_clients()?;
     told(cluster)?;
     for client in &cluster.clients {
-        cluster.eventually("listeners", |_| {
+        cluster.eventually("the listeners of the sidecars", |_| {
             let listeners = admin(client, "/listeners")?;
             ensure!(listeners.contains("virtualOutbound"), "{listeners}");
             Ok(())
@@ -150,8 +151,8 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
 }
 
 #[test]
-fn without_the_registry_nothing_new_gets_through() -> Result<()> {
-    on_it(|cluster| {
+fn without_the_registry_new_sidecars_forward_nothing() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("gone")?;
             cluster.end_registry()?;
@@ -167,11 +168,11 @@ fn without_the_registry_nothing_new_gets_through() -> Result<()> {
 }
 
 #[test]
-fn an_image_that_is_not_what_its_digest_says_is_refused() -> Result<()> {
-    on_it(|cluster| {
+fn an_image_that_does_not_match_its_digest_is_rejected() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let reference = cluster.push_another("forged")?;
-            let (_, hash) = reference.rsplit_once("sha256:").context("a digest")?;
+            let (_, hash) = reference.rsplit_once("sha256:").context("no digest in the reference")?;
             let blob = format!("registry/docker/registry/v2/blobs/sha256/{}/{hash}/data", &hash[..2]);
             let blob = cluster.folder.join(blob);
             let mut manifest = fs::read(&blob)?;
@@ -183,18 +184,18 @@ fn an_image_that_is_not_what_its_digest_says_is_refused() -> Result<()> {
     })
 }
 
-/// Edits the one line that says which way the module comes.
+/// Selects the component of the manifests that delivers the module.
 pub fn deliver_by(cluster: &Cluster, component: &str) -> Result<()> {
     cluster.edit("module/kustomization.yaml", "  - ", component)
 }
 
-/// Serves this file to whoever asks for whatever.
+/// Starts a web server that answers every request with this file.
 pub fn web_server(host: &Host, port: u16, file: Vec<u8>) -> Result<()> {
     let listener = host.run(|| TcpListener::bind(("0.0.0.0", port)))?;
     thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", file.len());
-            // A client that has gone misses its file and says so.
+            // A client that has disconnected does not get the file. Its test fails then.
             _ = client.read(&mut [0; 4_096]).and_then(|_| client.write_all(&[head.as_bytes(), &file].concat()));
         }
     });
@@ -203,14 +204,14 @@ pub fn web_server(host: &Host, port: u16, file: Vec<u8>) -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
-    on_it(|cluster| {
+fn the_module_is_delivered_by_http_if_its_sha256_matches() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let module = testbed::root().join(testbed::DIST);
             web_server(&cluster.outside, 8000, fs::read(&module)?)?;
             let sum = std::process::Command::new("sha256sum").arg(&module).output()?;
             let sum = String::from_utf8(sum.stdout)?[..64].to_owned();
-            let host = REGISTRY.split(':').next().context("a host")?;
+            let host = REGISTRY.split(':').next().context("no host in the registry's address")?;
             deliver_by(cluster, "http")?;
             cluster.admit(REGISTRY.replace(":5000", ":8000").as_str())?;
             let file = "module/http/kustomization.yaml";
@@ -222,7 +223,7 @@ fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
             cluster.edit(file, "          sha256: ", &format!("\"{}\"", "1".repeat(64)))?;
             expect_refused_module(cluster, "checksum")?;
             cluster.edit(file, "          sha256: ", &format!("\"{sum}\""))?;
-            cluster.apply_until("the module by http", |filter| {
+            cluster.apply_until("the module that is delivered by HTTP", |filter| {
                 module_file(filter).is_some_and(|file| file.contains(&sum))
             })?;
             for client in &cluster.clients {
@@ -235,8 +236,8 @@ fn the_module_comes_by_http_if_its_sha256_is_right() -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn the_module_comes_by_config_map() -> Result<()> {
-    on_it(|cluster| {
+fn the_module_is_delivered_by_config_map() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             deliver_by(cluster, "configmap")?;
             fs::copy(testbed::root().join(testbed::DIST), cluster.manifests.join("module/configmap/sluice.wasm"))?;
@@ -254,8 +255,8 @@ fn the_module_comes_by_config_map() -> Result<()> {
 }
 
 #[test]
-fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -> Result<()> {
-    on_it(|cluster| {
+fn the_native_module_is_delivered_by_config_map_and_an_invalid_one_forwards_nothing() -> Result<()> {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let to = outside(0, 443);
             let hello = client_hello("a.example.com")?;
@@ -263,7 +264,9 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
             let module = cluster.manifests.join("module/native/libsluice.so");
             fs::copy(Module::Native.path()?, &module)?;
             cluster.apply()?;
-            cluster.eventually("clients without the volume are closed", |_| cluster.expect_refused(to, &hello))?;
+            cluster.eventually("connections to be refused by sidecars without the volume", |_| {
+                cluster.expect_refused(to, &hello)
+            })?;
             cluster.roll_clients_out()?;
             for client in &cluster.clients {
                 // A sidecar is ready before it has received the filter.
@@ -273,7 +276,11 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
                     Ok(())
                 })?;
                 let chains = chains(cluster, client)?;
-                ensure!(chains == golden()?, "{}: not the chains of the Wasm module:\n{chains}", client.name);
+                ensure!(
+                    chains == golden()?,
+                    "{}: the chains differ from those of the Wasm module:\n{chains}",
+                    client.name
+                );
                 for (port, says) in conversations()? {
                     for family in [0, 1] {
                         cluster.expect_routed(client, outside(family, port), &says)?;
@@ -283,7 +290,7 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
             let (right, shown) = cluster.verify(Some(&outside(0, 25).to_string()))?;
             ensure!(right && shown.contains("  sluice.routed.outbound|8080||egress-router"), "{shown}");
             cluster.kubectl(&["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"])?;
-            cluster.eventually("verify reads the table", |_| {
+            cluster.eventually("verify to report the missing PROXY header", |_| {
                 let (right, shown) = cluster.verify(None)?;
                 ensure!(
                     !right && shown.contains("egress-router2.egress-routers.svc.cluster.local sends no PROXY"),
@@ -296,7 +303,7 @@ fn the_native_module_comes_by_config_map_and_without_it_nothing_gets_through() -
             cluster.apply()?;
             cluster.replace_clients()?;
             for client in &cluster.clients {
-                cluster.eventually("a reason in the log", |_| {
+                cluster.eventually("the reason in the sidecars' logs", |_| {
                     let log = client.log(cluster, "istio-proxy")?;
                     ensure!(log.contains("Failed to load dynamic module: "), "{}", pod::tail(&log));
                     Ok(())

@@ -1,4 +1,4 @@
-//! Pods of the cluster, as the API server describes them, and their network namespaces.
+//! The pods of the cluster, their descriptions from the API server, and their network namespaces.
 
 use crate::cluster::Cluster;
 use anyhow::{Context, Result, ensure};
@@ -18,16 +18,16 @@ pub struct Pod {
     pub name: String,
     pub namespace: String,
     pub node: String,
-    /// Of both families.
+    /// The addresses of both families.
     pub addresses: Vec<IpAddr>,
-    /// Its network namespace. What connects from there is seen by its sidecar as the application is.
+    /// The network namespace. The sidecar treats connections from there like those of the application.
     pub host: Host,
-    /// The API server's object.
+    /// The object of the API server.
     pub object: Value,
 }
 
 impl Pod {
-    /// A pod that has been started; fails as long as it has no address or no process.
+    /// Returns a started pod. Fails as long as the pod has no address or no process.
     pub fn started(cluster: &Cluster, object: Value) -> Result<Self> {
         let name = text(&object, "/metadata/name")?.to_owned();
         let node = text(&object, "/spec/nodeName").with_context(|| name.clone())?.to_owned();
@@ -41,40 +41,44 @@ impl Pod {
         Ok(Self { name, namespace, node, addresses, host: Host::of_process(process)?, object })
     }
 
-    /// The address of the destination's family, which a connection to it has as its source.
+    /// Returns the source address of connections to this destination: the pod's address of the same family.
     pub fn source(&self, to: IpAddr) -> IpAddr {
-        *self.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).expect("both families")
+        *self
+            .addresses
+            .iter()
+            .find(|address| address.is_ipv4() == to.is_ipv4())
+            .expect("the pod has no address of this family")
     }
 
-    /// What a container wrote, standard output and error.
+    /// Returns the standard output and error of a container.
     pub fn log(&self, cluster: &Cluster, container: &str) -> Result<String> {
         cluster.kubectl(&["logs", "--namespace", &self.namespace, &self.name, "--container", container])
     }
 
-    /// The access log that a container's Envoy wrote: what of its output is a JSON object.
+    /// Returns the access log of a container's Envoy: the lines of its output that are JSON objects.
     pub fn entries(&self, cluster: &Cluster, container: &str) -> Result<Vec<Value>> {
         let log = self.log(cluster, container)?;
         Ok(log.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect())
     }
 
-    /// Runs a command in a container and returns what it printed.
+    /// Runs a command in a container and returns its output.
     pub fn exec(&self, cluster: &Cluster, container: &str, command: &[&str]) -> Result<String> {
         let exec = ["exec", "--namespace", &self.namespace, &self.name, "--container", container, "--"];
         cluster.kubectl(&[&exec, command].concat())
     }
 
-    /// The cgroup of a container by its status, which has the files of its memory.
+    /// Returns the folder of a container's memory cgroup, by the container's status.
     pub fn cgroup(&self, cluster: &Cluster, status: &Value) -> Result<PathBuf> {
         cgroup(cluster, "memory", &self.node, text(status, "/containerID")?.trim_start_matches("containerd://"))
     }
 
-    /// The name of the router that this pod belongs to, if it is one.
+    /// Returns the label `app`, which is the name of the router for a router's pod.
     pub fn app(&self) -> &str {
         self.object["metadata"]["labels"]["app"].as_str().unwrap_or_default()
     }
 }
 
-/// Applies manifests, does this, deletes them and waits until their pods are gone too.
+/// Applies manifests, runs `test`, deletes the manifests and waits until their pods are deleted too.
 pub fn with_applied(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
     let applied = cluster.kubectl_with(&["apply", "--validate=strict", "-f", "-"], manifests);
     let outcome = applied.and_then(|_| test());
@@ -82,7 +86,7 @@ pub fn with_applied(cluster: &Cluster, manifests: &str, test: impl FnOnce() -> R
     outcome
 }
 
-/// The manifest of a pod with these labels and annotations, which are in YAML's flow style.
+/// Returns the manifest of a pod with these labels and annotations, which are in YAML's flow style.
 pub fn manifest(namespace: &str, name: &str, labels: &str, annotations: &str, command: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata:\n  namespace: {namespace}\n  name: {name}\n  labels: {{ {labels} }}\n  \
@@ -91,7 +95,8 @@ pub fn manifest(namespace: &str, name: &str, labels: &str, annotations: &str, co
     )
 }
 
-/// The specification of a pod, in flow style: a container of busybox that runs this in a shell, with the clients' identity. `$IPS` is the pod's addresses.
+/// Returns the specification of a pod in flow style: a busybox container that runs `command` in a shell, with the clients' service
+/// account. `$IPS` holds the pod's addresses.
 pub fn specification(command: &str) -> String {
     format!(
         "{{ serviceAccountName: client, automountServiceAccountToken: false, terminationGracePeriodSeconds: 1, restartPolicy: Never, containers: [{{ \
@@ -100,7 +105,7 @@ pub fn specification(command: &str) -> String {
     )
 }
 
-/// The process of this name in a pod's network.
+/// Returns the id of the process with this name in a pod's network.
 pub fn process_of(pod: &Pod, name: &str) -> Result<u32> {
     let network = pod.host.run(|| fs::read_link("/proc/thread-self/ns/net"))?;
     let processes = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -108,10 +113,10 @@ pub fn process_of(pod: &Pod, name: &str) -> Result<u32> {
         fs::read_link(format!("/proc/{id}/ns/net")).is_ok_and(|link| link == network)
             && fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|found| found.trim() == name)
     };
-    processes.into_iter().find(of_pod).with_context(|| format!("{}: no {name}", pod.name))
+    processes.into_iter().find(of_pod).with_context(|| format!("{}: no process {name}", pod.name))
 }
 
-/// A process of the pod, by this machine's numbers, from the pod's cgroup on its node.
+/// Returns the id of a process of the pod in this machine's PID namespace, from the pod's cgroup on its node.
 fn process(cluster: &Cluster, node: &str, uid: &str) -> Result<u32> {
     let folder = cgroup(cluster, "pids", node, &format!("pod{uid}"))?;
     let containers = fs::read_dir(&folder)?.flatten().map(|entry| entry.path().join("cgroup.procs"));
@@ -119,14 +124,14 @@ fn process(cluster: &Cluster, node: &str, uid: &str) -> Result<u32> {
     Ok(processes.lines().next().with_context(|| format!("no process in {}", folder.display()))?.parse()?)
 }
 
-/// A cgroup of a node by its name, in this hierarchy of cgroup v1 or in that of v2.
+/// Returns the folder of a cgroup of a node by its name, in this hierarchy of cgroup v1 or in cgroup v2.
 fn cgroup(cluster: &Cluster, hierarchy: &str, node: &str, name: &str) -> Result<PathBuf> {
     let hierarchies = [Path::new("/sys/fs/cgroup").join(hierarchy), PathBuf::from("/sys/fs/cgroup")];
     let node = hierarchies.map(|hierarchy| hierarchy.join(format!("{}-{node}", cluster.name())));
     node.iter().find_map(|node| find(node, 4, &|folder| folder == name)).with_context(|| format!("no cgroup {name}"))
 }
 
-/// Finds a folder by name, at most this many levels down.
+/// Finds a folder by name, at most `levels` levels down.
 fn find(folder: &Path, levels: usize, named: &dyn Fn(&OsStr) -> bool) -> Option<PathBuf> {
     let folders: Vec<PathBuf> =
         fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
@@ -134,21 +139,21 @@ fn find(folder: &Path, levels: usize, named: &dyn Fn(&OsStr) -> bool) -> Option<
     here.or_else(|| folders.iter().filter(|_| levels > 1).find_map(|path| find(path, levels - 1, named)))
 }
 
-/// The text at a JSON pointer.
+/// Returns the string at a JSON pointer.
 pub fn text<'a>(value: &'a Value, pointer: &str) -> Result<&'a str> {
-    value.pointer(pointer).and_then(Value::as_str).with_context(|| format!("no text at {pointer} in {value}"))
+    value.pointer(pointer).and_then(Value::as_str).with_context(|| format!("no string at {pointer} in {value}"))
 }
 
-/// The items at a JSON pointer; empty if there is no list.
+/// Returns the items of the list at a JSON pointer, or nothing if there is no list.
 pub fn list(value: &Value, pointer: &str) -> Vec<Value> {
     value.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
-/// The last lines of a log, for messages.
+/// Returns the last lines of a log, for error messages.
 pub fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(25)..].join("\n")
 }
 
-/// How long anything of the cluster may take.
+/// The timeout of every operation of the cluster.
 pub const DEADLINE: Duration = Duration::from_secs(90);

@@ -1,8 +1,8 @@
-//! What the NetworkPolicies stop, for both families. A connection counts if a server outside has heard of it, and each refusal
-//! is checked against the same attempt without the policy.
+//! The connections that NetworkPolicies block, in both address families. A connection counts as open if a server outside records
+//! it. As a control, each blocked attempt is repeated without the policy.
 
 use crate::{
-    cluster::{Cluster, OUTSIDE, on_it},
+    cluster::{Cluster, OUTSIDE, on_cluster},
     conversations, outside,
     pod::{Pod, list, manifest, with_applied},
     server::{self, Seen},
@@ -18,13 +18,13 @@ use std::{
     time::Duration,
 };
 
-/// How long an attempt waits for an answer.
+/// The timeout of an attempt.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Labels that keep a pod without a sidecar.
+/// Labels of a pod without a sidecar.
 pub const BARE: &str = "app: tried, sidecar.istio.io/inject: \"false\"";
 
-/// Deletes these NetworkPolicies, does this, and applies the shipped manifests again.
+/// Deletes these NetworkPolicies, runs `test`, and applies the shipped manifests again.
 pub fn without_policies(
     cluster: &Cluster,
     namespace: &str,
@@ -40,23 +40,23 @@ pub fn without_policies(
 /// The policies of the clients.
 pub const CLIENTS: [&str; 2] = ["client", "client-direct"];
 
-/// Connects from a pod past its sidecar, as uid 1337 does, says this, and returns what it heard.
+/// Connects from a pod as uid 1337, which bypasses its sidecar, sends bytes, and returns the answer.
 pub fn connect_as_1337(pod: &Pod, to: SocketAddr, say: &[u8]) -> Result<String> {
     let mut command = pod.host.command("setpriv");
     command.args(["--reuid", "1337", "--clear-groups", "busybox", "nc", "-w", &PATIENCE.as_secs().to_string()]);
     command.args([to.ip().to_string(), to.port().to_string()]);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    // Left open until the answer is there: who ends its side at once hears nothing.
-    let mut stdin = process.stdin.take().context("a pipe")?;
+    // Open until the answer has arrived, because a client that half-closes at once gets no answer.
+    let mut stdin = process.stdin.take().context("busybox has no pipe")?;
     stdin.write_all(say)?;
     let mut heard = String::new();
-    process.stdout.take().context("a pipe")?.read_to_string(&mut heard)?;
+    process.stdout.take().context("busybox has no pipe")?.read_to_string(&mut heard)?;
     drop(stdin);
     process.wait()?;
     Ok(heard)
 }
 
-/// Sends a datagram from a pod, and returns the answer if there is one.
+/// Sends a datagram from a pod. Returns the answer, or nothing if there is none.
 fn datagram(pod: &Pod, to: SocketAddr) -> Result<String> {
     let answer = pod.host.run(|| -> Result<String> {
         let socket = UdpSocket::bind(SocketAddr::new(pod.source(to.ip()), 0))?;
@@ -69,17 +69,19 @@ fn datagram(pod: &Pod, to: SocketAddr) -> Result<String> {
     answer.with_context(|| format!("{} → {to}", pod.name))
 }
 
-/// A way by which a pod could reach the outside without sluice.
+/// A way for a pod to reach the outside without sluice.
 #[derive(Clone, Copy)]
 enum Way<'a> {
-    /// The redirection leaves this user's connections alone.
+    /// A connection of user 1337, which is not redirected.
     Uid1337(&'a Pod),
     /// A plain connection of the application: the pod has no sidecar, or the port is excluded.
     Plain(&'a Pod),
+    /// A UDP datagram.
     Datagram(&'a Pod),
 }
 
-/// Tries these ways with both families at once, and returns what the servers outside saw from the pods' own addresses.
+/// Tries these ways in both address families at the same time. Returns the connections from the pods' own addresses that the
+/// servers outside recorded.
 fn try_ways(ways: &[Way]) -> Result<Vec<Seen>> {
     let before = server::records().len();
     let mut own = Vec::new();
@@ -100,29 +102,29 @@ fn try_ways(ways: &[Way]) -> Result<Vec<Seen>> {
     Ok(records[before..].iter().map(|record| record.seen.clone()).filter(|seen| own.contains(&seen.from)).collect())
 }
 
-/// Expects that none of these ways leads outside, as soon as the policies are enforced.
+/// Waits until the policies are enforced and none of these ways leads outside.
 fn expect_closed(cluster: &Cluster, ways: &[Way]) -> Result<()> {
     cluster.eventually("enforced policies", |_| {
         let seen = try_ways(ways)?;
         ensure!(seen.is_empty(), "reached the outside: {seen:?}");
-        println!("with the policies 0 of {} attempts reached the outside", 2 * ways.len());
+        println!("with the policies, 0 of {} attempts reached the outside", 2 * ways.len());
         Ok(())
     })
 }
 
-/// Expects that all of these ways lead outside, with both families.
+/// Waits until all of these ways lead outside, in both address families.
 fn expect_open(cluster: &Cluster, ways: &[Way]) -> Result<()> {
-    cluster.eventually("open ways", |_| {
+    cluster.eventually("connections without the policies", |_| {
         let seen = try_ways(ways)?;
         ensure!(seen.len() == 2 * ways.len(), "only these reached the outside: {seen:?}");
-        println!("without them all {} did", seen.len());
+        println!("without the policies, all {} attempts reached the outside", seen.len());
         Ok(())
     })
 }
 
 #[test]
-fn clients_reach_the_outside_by_the_routers_only() -> Result<()> {
-    on_it(|cluster| {
+fn clients_reach_the_outside_through_the_routers_only() -> Result<()> {
+    on_cluster(|cluster| {
         let steered = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
         let exclude = "traffic.sidecar.istio.io/excludeOutboundPorts: \"25\"";
         let excluded = manifest("default", "excluded", steered, exclude, "sleep infinity");
@@ -147,8 +149,8 @@ fn clients_reach_the_outside_by_the_routers_only() -> Result<()> {
 }
 
 #[test]
-fn in_a_tenants_namespace_no_pod_reaches_the_outside_past_the_routers() -> Result<()> {
-    on_it(|cluster| {
+fn no_pod_in_a_tenants_namespace_bypasses_the_routers() -> Result<()> {
+    on_cluster(|cluster| {
         let made = cluster.kubectl(&["kustomize", &cluster.manifests.join("tenants").to_string_lossy()])?;
         let tenant = "tenant-a";
         let named = |line: &str| line == "  namespace: tenant-a" || line == "  name: tenant-a";
@@ -165,12 +167,12 @@ fn in_a_tenants_namespace_no_pod_reaches_the_outside_past_the_routers() -> Resul
     })
 }
 
-/// The routers' ports: two for each tenant, then probes, metrics and Istio's agent, which the Services do not have.
+/// The routers' ports: two for each tenant, and those for probes, metrics and Istio's agent, which the Services do not expose.
 const CLIENTS_PORTS: [u16; 2] = [8080, 8081];
 const TENANTS_PORTS: [u16; 6] = [8080, 8081, 8090, 8091, 8100, 8101];
 const OPERATORS_PORTS: [u16; 3] = [8082, 8083, 15020];
 
-/// All addresses of the routers and their ports: of the pods and of the Services.
+/// Returns all socket addresses of the routers' pods and Services.
 fn router_ports(cluster: &Cluster) -> Result<Vec<SocketAddr>> {
     let ports = |address: IpAddr, ports: &[u16]| -> Vec<SocketAddr> {
         ports.iter().map(|port| SocketAddr::new(address, *port)).collect()
@@ -182,13 +184,13 @@ fn router_ports(cluster: &Cluster) -> Result<Vec<SocketAddr>> {
     for router in ROUTERS {
         let service = cluster.get(&["--namespace", ROUTERS_NAMESPACE, "service", router])?;
         for address in list(&service, "/spec/clusterIPs") {
-            all.extend(ports(address.as_str().context("an address")?.parse()?, &TENANTS_PORTS));
+            all.extend(ports(address.as_str().context("a cluster IP is not a string")?.parse()?, &TENANTS_PORTS));
         }
     }
     Ok(all)
 }
 
-/// Whether a pod gets a connection past its sidecar.
+/// Returns whether a pod can connect without its sidecar.
 fn is_open(pod: &Pod, to: SocketAddr) -> Result<bool> {
     let mut command = pod.host.command("setpriv");
     command.args(["--reuid", "1337", "--clear-groups", "busybox", "nc", "-w", &PATIENCE.as_secs().to_string()]);
@@ -197,33 +199,33 @@ fn is_open(pod: &Pod, to: SocketAddr) -> Result<bool> {
     Ok(command.status()?.success())
 }
 
-/// Those of these sockets to which a pod gets a connection past its sidecar.
+/// Returns the socket addresses to which a pod can connect without its sidecar.
 fn open(pod: &Pod, sockets: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     thread::scope(|scope| {
         let tries: Vec<_> = sockets.iter().map(|to| scope.spawn(|| Ok((*to, is_open(pod, *to)?)))).collect();
-        let tried: Result<Vec<_>> = tries.into_iter().map(|one| one.join().expect("no panic")).collect();
+        let tried: Result<Vec<_>> = tries.into_iter().map(|one| one.join().expect("a thread panicked")).collect();
         Ok(tried?.into_iter().filter(|(_, open)| *open).map(|(to, _)| to).collect())
     })
 }
 
 #[test]
-fn a_tenant_reaches_its_own_ports_of_the_routers_and_nobody_else_reaches_any() -> Result<()> {
-    on_it(|cluster| {
+fn a_tenant_reaches_only_its_own_ports_of_the_routers_and_strangers_reach_none() -> Result<()> {
+    on_cluster(|cluster| {
         let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: { name: foreign }\n---\n\
                          apiVersion: v1\nkind: ServiceAccount\nmetadata: { name: client, namespace: foreign }\n";
         let labelled = manifest("foreign", "foreign", &format!("{BARE}, egress: sluice"), "", "sleep infinity");
         let unlabelled = manifest("default", "unlabelled", BARE, "", "sleep infinity");
         with_applied(cluster, &[namespace, &labelled, &unlabelled].concat(), || {
-            let foreign = cluster.ready_pods("foreign", "app=tried")?.pop().context("a pod")?;
-            let unlabelled = cluster.ready_pods("default", "app=tried")?.pop().context("a pod")?;
+            let foreign = cluster.ready_pods("foreign", "app=tried")?.pop().context("no pod")?;
+            let unlabelled = cluster.ready_pods("default", "app=tried")?.pop().context("no pod")?;
             let strangers = [foreign, unlabelled];
             let sockets = router_ports(cluster)?;
             let expect = |pod: &Pod, ports: &[u16]| {
-                cluster.eventually("what the policies say", |_| {
+                cluster.eventually("the ports that the policies admit", |_| {
                     let open = open(pod, &sockets)?;
                     let expected: Vec<SocketAddr> =
                         sockets.iter().copied().filter(|socket| ports.contains(&socket.port())).collect();
-                    ensure!(open == expected, "{}: {open:?} are open, not {ports:?}", pod.name);
+                    ensure!(open == expected, "{}: expected the ports {ports:?} to be open, got {open:?}", pod.name);
                     println!("{}: {} of {} ports are open: {ports:?}", pod.name, open.len(), sockets.len());
                     Ok(())
                 })
@@ -239,8 +241,8 @@ fn a_tenant_reaches_its_own_ports_of_the_routers_and_nobody_else_reaches_any() -
                 strangers.iter().try_for_each(|stranger| expect(stranger, &all))
             })?;
 
-            // The probes come from the node, which the policies do not name.
-            let router = cluster.routers()?.pop().context("a router")?;
+            // A new pod becomes ready although no policy names the node, from which the probes come.
+            let router = cluster.routers()?.pop().context("no router")?;
             cluster.kubectl(&["delete", "pod", "--namespace", ROUTERS_NAMESPACE, &router.name])?;
             cluster.rolled_out(ROUTERS_NAMESPACE, router.app())?;
             for router in cluster.routers()? {
@@ -254,8 +256,8 @@ fn a_tenant_reaches_its_own_ports_of_the_routers_and_nobody_else_reaches_any() -
 }
 
 #[test]
-fn the_api_server_is_reached_by_its_rule_after_dnat() -> Result<()> {
-    on_it(|cluster| {
+fn the_api_server_is_reachable_only_if_a_rule_admits_its_address_after_dnat() -> Result<()> {
+    on_cluster(|cluster| {
         let service = SocketAddr::new(cluster.service_address("default", "kubernetes")?, 443);
         let server = format!("--server=https://{service}");
         let reached = |pod: &Pod| {
@@ -268,10 +270,14 @@ fn the_api_server_is_reached_by_its_rule_after_dnat() -> Result<()> {
             Ok::<_, anyhow::Error>([steered, past.status()?.success()])
         };
         let expect = |expected: bool| {
-            cluster.eventually("what the rule says", |cluster| {
+            cluster.eventually("the effect of the rule", |cluster| {
                 for client in &cluster.clients {
                     let reached = reached(client)?;
-                    ensure!(reached == [expected; 2], "{}: steered and past the sidecar: {reached:?}", client.name);
+                    ensure!(
+                        reached == [expected; 2],
+                        "{}: reached through and past the sidecar: {reached:?}",
+                        client.name
+                    );
                 }
                 Ok(())
             })
@@ -280,7 +286,7 @@ fn the_api_server_is_reached_by_its_rule_after_dnat() -> Result<()> {
         let policy = cluster.get(&["networkpolicy", "client-direct"])?;
         let rules = list(&policy, "/spec/egress");
         let is_api = |rule: &Value| rule["ports"][0]["port"] == 6443;
-        let index = rules.iter().position(is_api).context("a rule for the API server")?;
+        let index = rules.iter().position(is_api).context("no rule for the API server")?;
         let patch = format!(r#"[{{"op": "remove", "path": "/spec/egress/{index}"}}]"#);
         cluster.kubectl(&["patch", "networkpolicy", "client-direct", "--type=json", "--patch", &patch])?;
         let outcome = expect(false);

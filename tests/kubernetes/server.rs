@@ -1,4 +1,4 @@
-//! Servers that say who reached them at which address, and clients that ask them.
+//! Servers that report the source and destination address of a connection, and clients that ask them.
 
 use anyhow::{Context, Result};
 use std::{
@@ -10,7 +10,7 @@ use std::{
 };
 use testbed::Host;
 
-/// Who speaks first; the echo says what it hears.
+/// The side that sends first. The echo server returns the bytes that it receives.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum First {
     Client,
@@ -18,12 +18,12 @@ pub enum First {
     Echo,
 }
 
-/// Serves all addresses of a host as long as this process lasts.
+/// Starts a server on all addresses of a host. It runs until this process ends.
 pub fn start(host: &Host, port: u16, first: First) -> Result<()> {
     let listener = host.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            thread::spawn(move || answer(&client, first)); // a client that has gone hears nothing
+            thread::spawn(move || answer(&client, first)); // fails if the client has disconnected
         }
     });
     Ok(())
@@ -51,20 +51,20 @@ fn answer(mut client: &TcpStream, first: First) -> io::Result<()> {
     ended.map(drop)
 }
 
-/// Answers datagrams to this address as long as this process lasts.
+/// Starts a server that answers datagrams to this address. It runs until this process ends.
 pub fn start_udp(host: &Host, address: SocketAddr) -> Result<()> {
     let socket = host.run(|| UdpSocket::bind(address))?;
     thread::spawn(move || {
         while let Ok((_, peer)) = socket.recv_from(&mut [0; 512]) {
             let seen = Seen { from: peer.ip(), to: address };
-            _ = socket.send_to(seen.answer().as_bytes(), peer); // whoever has gone hears nothing
+            _ = socket.send_to(seen.answer().as_bytes(), peer); // a client that has ended gets no answer
             record(seen);
         }
     });
     Ok(())
 }
 
-/// A connection or a datagram that reached a server, in the order of their arrival.
+/// A connection or a datagram that reached a server.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub seen: Seen,
@@ -74,7 +74,7 @@ pub struct Record {
 
 static RECORDS: Mutex<Vec<Record>> = Mutex::new(Vec::new());
 
-/// Everything that reached a server so far.
+/// Returns the records of all servers, in the order of arrival.
 pub fn records() -> MutexGuard<'static, Vec<Record>> {
     RECORDS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -86,7 +86,7 @@ fn record(seen: Seen) -> usize {
     records.len() - 1
 }
 
-/// What a server saw.
+/// The source and destination address that a server saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub from: IpAddr,
@@ -99,7 +99,7 @@ impl Seen {
     }
 }
 
-/// Connects from a host, says this, and reads what the server saw.
+/// Connects from a host, sends bytes, and returns the addresses that the server saw.
 pub fn ask(host: &Host, to: SocketAddr, say: &[u8]) -> Result<Seen> {
     let answer = host.run(|| -> Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
@@ -115,10 +115,10 @@ pub fn ask(host: &Host, to: SocketAddr, say: &[u8]) -> Result<Seen> {
         let (from, to) = seen.split_once(" to ")?;
         Some(Seen { from: from.parse().ok()?, to: to.parse().ok()? })
     };
-    seen().with_context(|| format!("no answer but {answer:?}"))
+    seen().with_context(|| format!("unexpected answer {answer:?}"))
 }
 
-/// A request of HTTP/1.1.
+/// Returns an HTTP/1.1 request.
 pub fn http(host: &str) -> Vec<u8> {
     format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").into_bytes()
 }

@@ -1,4 +1,4 @@
-//! The shipped manifests on the cluster, edited as a user edits them, and the clients that they make.
+//! The shipped manifests on the cluster, edited as users do, and the clients that they create.
 
 use crate::{
     cluster::{Cluster, REGISTRY, istio_tag},
@@ -19,7 +19,7 @@ pub const ROUTERS: [&str; 2] = ["egress-router1", "egress-router2"];
 pub const ROUTERS_NAMESPACE: &str = "egress-routers";
 
 impl Cluster {
-    /// Copies the shipped manifests and edits their settings as README.md says, nothing else.
+    /// Copies the shipped manifests and edits only the settings that README.md names.
     pub fn fresh_manifests(&self) -> Result<()> {
         if self.manifests.exists() {
             fs::remove_dir_all(&self.manifests)?;
@@ -32,28 +32,31 @@ impl Cluster {
         self.admit(API)
     }
 
-    /// Adds a rule by which the clients' pods reach this address past the routers.
+    /// Adds a rule that admits connections of the clients' pods to this address without the routers.
     pub fn admit(&self, address: &str) -> Result<()> {
         self.edit(SETTINGS, &format!("#{DIRECT}"), &format!("\n{DIRECT}{}", direct(address)))
     }
 
-    /// Edits the one line of a manifest that begins so.
+    /// Replaces the rest of the only line of a manifest that begins with `begin`.
     pub fn edit(&self, file: &str, begin: &str, end: &str) -> Result<()> {
         let path = self.manifests.join(file);
         let text = fs::read_to_string(&path)?;
-        ensure!(text.lines().filter(|line| line.starts_with(begin)).count() == 1, "{file}: not one line {begin:?}");
+        ensure!(
+            text.lines().filter(|line| line.starts_with(begin)).count() == 1,
+            "{file}: not exactly one line begins with {begin:?}"
+        );
         let edited = text
             .lines()
             .map(|line| if line.starts_with(begin) { format!("{begin}{end}\n") } else { format!("{line}\n") });
         Ok(fs::write(path, edited.collect::<String>())?)
     }
 
-    /// Applies the manifests as a user does, but strictly.
+    /// Applies the manifests as users do, with strict validation.
     pub fn apply(&self) -> Result<String> {
         self.kubectl(&["apply", "--validate=strict", "--kustomize", &self.manifests.to_string_lossy()])
     }
 
-    /// Applies and waits until every client's sidecar has received what it says of the module.
+    /// Applies the manifests and waits until the filter of every client's sidecar fulfils a condition.
     pub fn apply_until(&self, what: &str, received: impl Fn(&Value) -> bool) -> Result<()> {
         self.apply()?;
         self.eventually(what, |cluster| {
@@ -66,14 +69,13 @@ impl Cluster {
         })
     }
 
-    /// Deletes the clients and takes the pods that their Deployment makes instead, once they run. Their sidecars need not be
-    /// ready.
+    /// Replaces the clients' pods and waits until the new ones run. Their sidecars need not be ready.
     pub fn replace_clients(&mut self) -> Result<()> {
         self.kubectl(&["delete", "pods", "--selector=app=client", "--grace-period=1"])?;
         let mut clients = Vec::new();
         self.eventually("new clients", |cluster| {
             clients = cluster.pods("default", "app=client")?;
-            ensure!(clients.len() == 2, "there are {}", clients.len());
+            ensure!(clients.len() == 2, "expected 2 clients, found {}", clients.len());
             for client in &clients {
                 crate::sidecar::admin(client, "/server_info")?;
             }
@@ -83,13 +85,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the clients' Deployment is rolled out and one client has an even address, another an odd one, in both
-    /// families. Addresses are the cluster's choice, so a client is replaced until that is so.
+    /// Waits until the clients' Deployment is rolled out, and one client has an even address and the other one an odd address in
+    /// each family. The cluster chooses the addresses, so one client is replaced until this is the case.
     pub fn roll_clients_out(&mut self) -> Result<()> {
         for _ in 0..8 {
             self.rolled_out("default", "client")?;
             let mut clients = self.pods("default", "app=client")?;
-            // A pod that is about to be replaced is not counted as deleted yet.
+            // There may be a third pod, which is about to be deleted.
             if clients.len() == 2 {
                 let router = |client: &Pod, index: usize| expected_router(client.addresses[index]);
                 if [0, 1].iter().all(|index| router(&clients[0], *index) != router(&clients[1], *index)) {
@@ -103,33 +105,37 @@ impl Cluster {
         bail!("the clients did not get one even and one odd address");
     }
 
-    /// The pod of the service `backend`.
+    /// Returns the pod of the service `backend`.
     pub fn backend(&self) -> Result<Pod> {
         self.pods("default", "app=backend")?.pop().context("no pod of the backend")
     }
 
-    /// Starts the servers of the pod that the service `backend` has now.
+    /// Starts the servers in the current pod of the service `backend`.
     pub fn serve_backend(&self) -> Result<()> {
         let host = self.backend()?.host;
         [80, 5432].iter().try_for_each(|port| server::start(&host, *port, First::Client))
     }
 
-    /// The routers' pods.
+    /// Returns the routers' pods.
     pub fn routers(&self) -> Result<Vec<Pod>> {
         self.pods(ROUTERS_NAMESPACE, &format!("app in ({})", ROUTERS.join(",")))
     }
 
-    /// Connects and expects the router of the source's parity, and the destination that was asked for.
+    /// Connects, and expects the router for the parity of the source and the requested destination.
     pub fn expect_routed(&self, client: &Pod, to: SocketAddr, say: &[u8]) -> Result<Seen> {
         let seen = server::ask(&client.host, to, say).with_context(|| format!("{} → {to}", client.name))?;
         let (router, expected) = (self.router(seen.from)?, expected_router(client.source(to.ip())));
-        ensure!((router.as_str(), seen.to) == (expected, to), "{} → {to}: {router} {seen:?}", client.source(to.ip()));
+        ensure!(
+            (router.as_str(), seen.to) == (expected, to),
+            "{} → {to}: expected {expected}, got {router}: {seen:?}",
+            client.source(to.ip())
+        );
         Ok(seen)
     }
 
-    /// The router that has this address, or `none`.
+    /// Returns the router that has this address, or `none`.
     pub fn router(&self, address: IpAddr) -> Result<String> {
-        // Those that drain too.
+        // Includes routers that drain.
         let selector = format!("app in ({})", ROUTERS.join(","));
         let pods = list(&self.get(&["--namespace", ROUTERS_NAMESPACE, "pods", "--selector", &selector])?, "/items");
         let address = address.to_string();
@@ -141,7 +147,7 @@ impl Cluster {
             .to_owned())
     }
 
-    /// Connects from each client and expects no server to hear of it.
+    /// Connects from each client and expects no answer.
     pub fn expect_refused(&self, to: SocketAddr, say: &[u8]) -> Result<()> {
         for client in &self.clients {
             let seen = server::ask(&client.host, to, say);
@@ -150,17 +156,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// The address of a service.
+    /// Returns the address of a service.
     pub fn service_address(&self, namespace: &str, name: &str) -> Result<IpAddr> {
         Ok(pod::text(&self.get(&["--namespace", namespace, "service", name])?, "/spec/clusterIP")?.parse()?)
     }
 }
 
-/// The file that a user edits, and the beginning of the line that admits the module's registry.
+/// The file that users edit, and the beginning of the line that admits the module's registry.
 pub const SETTINGS: &str = "settings/settings.yaml";
 const DIRECT: &str = "    - { ports: ";
 
-/// The rest of that line for an address.
+/// Returns the rest of that line for an address.
 fn direct(address: &str) -> String {
     let (host, port) = address.split_once(':').expect("HOST:PORT");
     format!("[{{ port: {port} }}], to: [{{ ipBlock: {{ cidr: {host}/32 }} }}] }}")
@@ -169,7 +175,7 @@ fn direct(address: &str) -> String {
 /// The API server's own address.
 const API: &str = "172.18.0.1:6443";
 
-/// The router of a source by its last octet.
+/// Returns the router for a source, by its last octet.
 pub fn expected_router(source: IpAddr) -> &'static str {
     let last = match source {
         IpAddr::V4(address) => address.octets()[3],

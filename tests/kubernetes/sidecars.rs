@@ -1,7 +1,7 @@
-//! Native sidecars and classic ones: when an application starts, when a Job ends, and how much memory a sidecar needs.
+//! Native and classic sidecars: the start of an application, the end of a Job, and the memory of a sidecar.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     conversations,
     module_delivery::{deliver_by, restoring},
     outside,
@@ -24,21 +24,21 @@ use testbed::Module;
 
 /// Labels of a pod that sluice steers.
 pub const STEERED: &str = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
-/// Makes a sidecar a classic one.
+/// The annotation that makes a sidecar a classic one.
 pub const CLASSIC: &str = "sidecar.istio.io/nativeSidecar: \"false\"";
 /// The annotation of client.yaml.
 const HOLD: &str = "proxy.istio.io/config: \"{ \\\"holdApplicationUntilProxyStarts\\\": true }\"";
 
-/// A command that connects to servers of both families, which speak first, says its pod's addresses and prints what it hears.
-/// Its input is there before it connects and does not end, because a client that ends its side at once hears nothing.
+/// A command that connects to servers of both families, which send first, sends its pod's addresses and prints the answers. Its
+/// input exists before it connects and does not end, because a client that half-closes at once gets no answer.
 pub const CONNECT: &str = "for to in 198.51.100.7 2001:db8::7; do rm -f /tmp/$to; mkfifo /tmp/$to; \
      (exec 3<>/tmp/$to; echo $IPS >&3; nc -w 5 $to 25 <&3) & done; wait; echo";
 
-/// Checks that every connection since this record came from the router of the pod that opened it, and returns how many there
-/// are, by the addresses that the pod said.
+/// Checks that every connection since this record came through the router of the pod that opened it. Returns the number of
+/// connections by the addresses that the pod sent.
 pub fn steered(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
-    cluster.eventually("who opened the connections", |cluster| {
+    cluster.eventually("the sources of the connections", |cluster| {
         counts = count_steered(cluster, since)?; // fails as long as a connection has not ended
         Ok(())
     })?;
@@ -54,9 +54,12 @@ fn count_steered(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usi
             .split(',')
             .map(|address| Ok(address.parse()?))
             .collect::<Result<_>>()
-            .with_context(|| format!("who is it? {record:?}"))?;
+            .with_context(|| format!("the client did not send its addresses: {record:?}"))?;
         let (from, to) = (record.seen.from, record.seen.to.ip());
-        let source = own.into_iter().find(|address| address.is_ipv4() == to.is_ipv4()).context("both families")?;
+        let source = own
+            .into_iter()
+            .find(|address| address.is_ipv4() == to.is_ipv4())
+            .context("the pod has no address of this family")?;
         let router = routers.iter().find(|router| router.addresses.contains(&from)).map_or("no router", Pod::app);
         ensure!(router == expected_router(source), "{said}: {record:?} came from {router}");
         *counts.entry(said).or_default() += 1;
@@ -64,18 +67,18 @@ fn count_steered(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usi
     Ok(counts)
 }
 
-/// How the addresses of a pod are written in `$IPS`.
+/// Returns the addresses of a pod in the format of `$IPS`.
 pub fn addresses(pod: &Pod) -> String {
     pod.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// The status of a container, native sidecars included.
+/// Returns the status of a container or a native sidecar.
 fn status(pod: &Value, container: &str) -> Result<Value> {
     let statuses = [list(pod, "/status/initContainerStatuses"), list(pod, "/status/containerStatuses")].concat();
     statuses.into_iter().find(|status| status["name"] == container).with_context(|| format!("no status of {container}"))
 }
 
-/// Checks that the sidecar is an init container that keeps running, or a container of its own.
+/// Checks that a sidecar is native, which is an init container that keeps running, or classic, which is a regular container.
 fn expect_kind(pod: &Value, native: bool) -> Result<()> {
     let init = list(pod, "/spec/initContainers").into_iter().find(|container| container["name"] == "istio-proxy");
     let own = list(pod, "/spec/containers").iter().any(|container| container["name"] == "istio-proxy");
@@ -85,10 +88,10 @@ fn expect_kind(pod: &Value, native: bool) -> Result<()> {
 }
 
 #[test]
-fn an_application_never_gets_past_its_sidecar_from_its_first_connection() -> Result<()> {
-    on_it(|cluster| {
+fn the_first_connections_of_an_application_do_not_bypass_its_sidecar() -> Result<()> {
+    on_cluster(|cluster| {
         let both = format!("{CLASSIC}, {HOLD}");
-        // Name, annotations, whether the sidecar is native, whether the application waits for it.
+        // The name, the annotations, whether the sidecar is native, and whether the application waits for it.
         let kinds = [
             ("native", "", true, true),
             ("native-hold", HOLD, true, true),
@@ -98,11 +101,11 @@ fn an_application_never_gets_past_its_sidecar_from_its_first_connection() -> Res
         let command = format!("{CONNECT}; echo done; sleep infinity");
         let pods: String = kinds.iter().map(|kind| manifest("default", kind.0, STEERED, kind.1, &command)).collect();
         let bare = manifest("default", "bare", BARE, "", &command);
-        // Without the policies, which would stop what the redirection does not catch.
+        // Without the policies, because they would stop connections that are not redirected.
         without_policies(cluster, "default", &CLIENTS, || {
             let mut since = server::records().len();
             with_applied(cluster, &bare, || {
-                let bare = cluster.ready_pods("default", "app=tried")?.pop().context("a pod")?;
+                let bare = cluster.ready_pods("default", "app=tried")?.pop().context("no pod")?;
                 cluster.eventually("connections of a pod without a sidecar", |_| {
                     let records = server::records();
                     let own = |record: &&server::Record| bare.addresses.contains(&record.seen.from);
@@ -125,7 +128,7 @@ fn an_application_never_gets_past_its_sidecar_from_its_first_connection() -> Res
                 ensure!(pods.len() == kinds.len(), "{} pods", pods.len());
                 println!("sidecar       node   started after the sidecar  first connections steered");
                 for (name, _, native, waits) in kinds {
-                    let pod = pods.iter().find(|pod| pod.name == name).context("a pod")?;
+                    let pod = pods.iter().find(|pod| pod.name == name).context("no pod")?;
                     expect_kind(&pod.object, native)?;
                     let count = counts.get(&addresses(pod)).copied().unwrap_or(0);
                     let started = |container: &str| -> Result<u32> {
@@ -147,16 +150,16 @@ fn an_application_never_gets_past_its_sidecar_from_its_first_connection() -> Res
     })
 }
 
-/// The second of the day of a timestamp such as 2026-11-25T03:42:09Z.
+/// Returns the second of the day of a timestamp such as 2026-11-25T03:42:09Z.
 fn seconds(timestamp: &str) -> Result<u32> {
-    let (_, time) = timestamp.trim_end_matches('Z').split_once('T').context("a time")?;
+    let (_, time) = timestamp.trim_end_matches('Z').split_once('T').context("no time in the timestamp")?;
     time.split(':').try_fold(0, |sum, part| Ok(sum * 60 + part.parse::<u32>()?))
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_job_ends_with_a_native_sidecar_and_with_a_classic_one_that_it_stops() -> Result<()> {
-    on_it(|cluster| {
+fn a_job_completes_with_a_native_sidecar_or_if_it_stops_a_classic_one() -> Result<()> {
+    on_cluster(|cluster| {
         let classic = format!("{CLASSIC}, {HOLD}");
         let stops = format!("{CONNECT}; wget -q -O - --post-data= http://127.0.0.1:15020/quitquitquit");
         let jobs = [("native", "", CONNECT), ("classic", &classic, CONNECT), ("classic-stopped", &classic, &stops)];
@@ -174,7 +177,7 @@ fn a_job_ends_with_a_native_sidecar_and_with_a_classic_one_that_it_stops() -> Re
             cluster.kubectl(&["wait", complete, "job/native", "job/classic-stopped", "--timeout=60s"])?;
             let pod = || -> Result<Value> {
                 let pods = list(&cluster.get(&["pods", "--selector=job-name=classic"])?, "/items");
-                pods.into_iter().next().context("a pod")
+                pods.into_iter().next().context("no pod")
             };
             cluster.eventually("the end of the classic job's application", |_| {
                 let status = status(&pod()?, "app")?;
@@ -188,7 +191,7 @@ fn a_job_ends_with_a_native_sidecar_and_with_a_classic_one_that_it_stops() -> Re
             ensure!(job["status"].get("completionTime").is_none(), "{}", job["status"]);
             for (name, native) in [("native", true), ("classic", false), ("classic-stopped", false)] {
                 let pods = list(&cluster.get(&["pods", &format!("--selector=job-name={name}")])?, "/items");
-                expect_kind(pods.first().context("a pod")?, native)?;
+                expect_kind(pods.first().context("no pod")?, native)?;
             }
             let counts = steered(cluster, since)?;
             println!("{counts:?}");
@@ -198,8 +201,8 @@ fn a_job_ends_with_a_native_sidecar_and_with_a_classic_one_that_it_stops() -> Re
     })
 }
 
-/// Starts a sidecar with this limit and one worker and opens connections that stay open. Returns the bytes that it used in idle
-/// and then, or `None` if it was killed for its memory.
+/// Starts a sidecar with this memory limit and one worker, and holds connections open. Returns the bytes that it used when idle and
+/// with connections, or `None` if it was killed for its memory.
 fn memory(cluster: &Cluster, mebibytes: u32, annotations: &str, config: &str) -> Result<Option<[u64; 2]>> {
     let limit = format!("{mebibytes}Mi");
     let annotations = format!(
@@ -220,7 +223,7 @@ fn memory(cluster: &Cluster, mebibytes: u32, annotations: &str, config: &str) ->
         if killed {
             return Ok(());
         }
-        let pod = cluster.ready_pods("default", "app=tried")?.pop().context("a pod")?;
+        let pod = cluster.ready_pods("default", "app=tried")?.pop().context("no pod")?;
         let group = pod.cgroup(cluster, &status(&pod.object, "istio-proxy")?)?;
         let read = |file: &str| -> Result<u64> { Ok(fs::read_to_string(group.join(file))?.trim().parse()?) };
         let v2 = group.join("memory.current").exists();
@@ -239,7 +242,7 @@ fn memory(cluster: &Cluster, mebibytes: u32, annotations: &str, config: &str) ->
     Ok(used)
 }
 
-/// A connection through a router that has carried 20,000 bytes in each direction, and stays open.
+/// Opens a connection through a router, which carries 20,000 bytes in each direction and stays open.
 fn held() -> Result<TcpStream> {
     let mut stream = TcpStream::connect(outside(0, 7))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -249,7 +252,7 @@ fn held() -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Prints the effect of these limits, and expects that the first one is too small and the others are not.
+/// Prints the effect of these limits in MiB. Expects that the first one is too small and the others are not.
 fn expect_limits(cluster: &Cluster, limits: &[u32], annotations: &str, config: &str) -> Result<()> {
     for (number, mebibytes) in limits.iter().copied().enumerate() {
         let enough = number > 0;
@@ -257,12 +260,12 @@ fn expect_limits(cluster: &Cluster, limits: &[u32], annotations: &str, config: &
         match used {
             Some([idle, busy]) => {
                 let mebi = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-                println!("{mebibytes} Mi: {:.1} MiB in idle, {:.1} MiB with 200 connections", mebi(idle), mebi(busy));
+                println!("{mebibytes} Mi: {:.1} MiB when idle, {:.1} MiB with 200 connections", mebi(idle), mebi(busy));
             }
             None => println!("{mebibytes} Mi: OOMKilled"),
         }
         if used.is_some() != enough {
-            bail!("a limit of {mebibytes} Mi: {used:?}");
+            bail!("unexpected effect of a limit of {mebibytes} Mi: {used:?}");
         }
     }
     Ok(())
@@ -270,13 +273,13 @@ fn expect_limits(cluster: &Cluster, limits: &[u32], annotations: &str, config: &
 
 #[test]
 fn a_sidecar_with_the_wasm_module_runs_within_64_mebibytes() -> Result<()> {
-    on_it(|cluster| expect_limits(cluster, &[24, 64], "", ""))
+    on_cluster(|cluster| expect_limits(cluster, &[24, 64], "", ""))
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn a_sidecar_with_the_native_module_runs_within_64_mebibytes() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             deliver_by(cluster, "native")?;
             fs::copy(Module::Native.path()?, cluster.manifests.join("module/native/libsluice.so"))?;

@@ -1,8 +1,8 @@
-//! Tenants with tables of their own, and a namespace that has none.
+//! Tenants with their own tables, and a namespace without sluice.
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, OUTSIDE, REGISTRY, on_it},
+    cluster::{Cluster, OUTSIDE, REGISTRY, on_cluster},
     conversations,
     module_delivery::{deliver_by, web_server},
     outside,
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::{fs, net::SocketAddr};
 use testbed::Module;
 
-/// A namespace of the mesh without anything of ours.
+/// A namespace of the mesh without sluice.
 const UNTOUCHED: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -35,36 +35,36 @@ spec:
 
 const NAMESPACES: [&str; 3] = ["tenant-a", "tenant-b", "untouched"];
 
-/// Applies the tenants and the namespace without, does this, and deletes them.
+/// Applies the tenants and the namespace without sluice, checks their connections, and deletes them. `prepare` edits the manifests.
 fn with_tenants(cluster: &mut Cluster, prepare: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
     let outcome = prepare(cluster).and_then(|()| {
         let tenants = cluster.manifests.join("tenants");
         cluster.kubectl(&["apply", "--validate=strict", "--kustomize", &tenants.to_string_lossy()])?;
         cluster.kubectl_with(&["apply", "--validate=strict", "--filename", "-"], UNTOUCHED)?;
-        expect_ways_out(cluster)
+        expect_routes(cluster)
     });
-    // Not what the folder makes: the routers are among that.
+    // Deletes only the namespaces, because the folder's manifests include the routers.
     cluster.kubectl(&[&["delete", "namespace", "--ignore-not-found"], &NAMESPACES[..]].concat())?;
     cluster.fresh_manifests()?;
     outcome
 }
 
-/// The clients of a namespace, of which one would take this router in `istio/`, by its address.
+/// Returns the clients of a namespace. The table of `istio/` would route at least one of them to this router.
 fn clients(cluster: &Cluster, namespace: &str, router: &str) -> Result<Vec<Pod>> {
     for _ in 0..8 {
         cluster.rolled_out(namespace, "client")?;
         let clients = cluster.pods(namespace, "app=client")?;
-        // A pod that is about to be replaced is not counted as deleted yet.
+        // There may be a third pod, which is about to be deleted.
         if clients.len() == 2 && clients.iter().any(|client| expected_router(client.addresses[0]) == router) {
             return Ok(clients);
         }
         cluster.kubectl(&["delete", "pod", "--namespace", namespace, &clients[0].name])?;
     }
-    bail!("{namespace} did not get an address of {router}");
+    bail!("no client of {namespace} got an address for {router}");
 }
 
-/// Expects a connection to leave by this router, and to arrive where it was going.
-fn expect_left_by(cluster: &Cluster, client: &Pod, router: &str, to: SocketAddr, says: &[u8]) -> Result<()> {
+/// Expects a connection to go through this router and to reach its destination.
+fn expect_router(cluster: &Cluster, client: &Pod, router: &str, to: SocketAddr, says: &[u8]) -> Result<()> {
     let seen = server::ask(&client.host, to, says).with_context(|| format!("{} → {to}", client.namespace))?;
     let left = cluster.router(seen.from)?;
     ensure!((left.as_str(), seen.to) == (router, to), "{} → {to}: {left} {seen:?}", client.namespace);
@@ -72,22 +72,22 @@ fn expect_left_by(cluster: &Cluster, client: &Pod, router: &str, to: SocketAddr,
     Ok(())
 }
 
-/// What the application's own container hears on port 25, where the server speaks first.
+/// Returns the bytes that the application's container receives on port 25, where the server sends first.
 fn from_container(cluster: &Cluster, client: &Pod) -> Result<String> {
     let script = format!("sleep 1 | nc -w 3 {} 25 || true", OUTSIDE[0]);
     client.exec(cluster, "client", &["sh", "-c", &script])
 }
 
-fn expect_ways_out(cluster: &Cluster) -> Result<()> {
+fn expect_routes(cluster: &Cluster) -> Result<()> {
     let denied = |client: &Pod| -> Result<u64> {
-        Ok(stats(client, |name| name == "wasmcustom.sluice.denied")?.pop().context("a counter")?.1)
+        Ok(stats(client, |name| name == "wasmcustom.sluice.denied")?.pop().context("no counter")?.1)
     };
-    // Each has a client whose address has the parity of the other router.
+    // Each tenant has a client whose address has the parity of the other router.
     for client in clients(cluster, "tenant-a", ROUTERS[1])? {
         let before = denied(&client)?;
         for family in [0, 1] {
             for (port, says) in conversations()?.into_iter().filter(|(port, _)| *port != 25) {
-                expect_left_by(cluster, &client, ROUTERS[0], outside(family, port), &says)?;
+                expect_router(cluster, &client, ROUTERS[0], outside(family, port), &says)?;
             }
             let seen = server::ask(&client.host, outside(family, 25), b"");
             ensure!(seen.is_err(), "tenant-a reached port 25: {seen:?}");
@@ -99,7 +99,7 @@ fn expect_ways_out(cluster: &Cluster) -> Result<()> {
     for client in clients(cluster, "tenant-b", ROUTERS[0])? {
         for family in [0, 1] {
             for (port, says) in conversations()? {
-                expect_left_by(cluster, &client, ROUTERS[1], outside(family, port), &says)?;
+                expect_router(cluster, &client, ROUTERS[1], outside(family, port), &says)?;
             }
         }
         let heard = from_container(cluster, &client)?;
@@ -116,8 +116,11 @@ fn expect_ways_out(cluster: &Cluster) -> Result<()> {
             println!("{:<10} {:<16} {to:<20} itself", client.namespace, seen.from);
         }
     }
-    ensure!(stats(&client, |name| name.contains("sluice."))?.is_empty(), "sluice runs in a namespace without it");
-    // The clients of istio/ go on as before.
+    ensure!(
+        stats(&client, |name| name.contains("sluice."))?.is_empty(),
+        "the namespace without sluice has counters of sluice"
+    );
+    // The clients of istio/ are still routed as before.
     for client in &cluster.clients {
         cluster.expect_routed(client, outside(0, 443), &client_hello("a.example.com")?)?;
     }
@@ -125,14 +128,14 @@ fn expect_ways_out(cluster: &Cluster) -> Result<()> {
 }
 
 #[test]
-fn tenants_leave_by_their_tables_and_others_are_untouched() -> Result<()> {
-    on_it(|cluster| with_tenants(cluster, |_| Ok(())))
+fn tenants_are_routed_by_their_own_tables_and_others_are_not() -> Result<()> {
+    on_cluster(|cluster| with_tenants(cluster, |_| Ok(())))
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn tenants_get_the_module_by_http() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_tenants(cluster, |cluster| {
             let module = testbed::root().join(testbed::DIST);
             web_server(&cluster.outside, 8001, fs::read(&module)?)?;
@@ -152,7 +155,7 @@ fn tenants_get_the_module_by_http() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn tenants_get_the_module_by_config_map() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_tenants(cluster, |cluster| {
             deliver_by(cluster, "configmap")?;
             fs::copy(testbed::root().join(testbed::DIST), cluster.manifests.join("module/configmap/sluice.wasm"))?;
@@ -164,7 +167,7 @@ fn tenants_get_the_module_by_config_map() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn tenants_get_the_native_module() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         with_tenants(cluster, |cluster| {
             deliver_by(cluster, "native")?;
             fs::copy(Module::Native.path()?, cluster.manifests.join("module/native/libsluice.so"))?;

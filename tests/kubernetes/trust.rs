@@ -1,8 +1,8 @@
-//! The certificates of sidecars and routers: whom each accepts, and that they are renewed.
+//! The certificates of sidecars and routers: verification and renewal.
 
 use crate::{
     client_hello::client_hello,
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     disruptions::{judge, under_load, watching},
     module_delivery::restoring,
     outside,
@@ -19,12 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The life of a certificate in the test. It is renewed after half of it.
+/// The lifetime of a certificate in the test. It is renewed after half of this time.
 const LIFE: &str = "40s";
-/// Four renewals and more.
+/// The duration of the test, which is enough for four renewals.
 const LONG: Duration = Duration::from_secs(90);
 
-/// The serial numbers of a proxy's own certificates, without those of authorities.
+/// Returns the serial numbers of a proxy's own certificates, without those of authorities.
 fn serials(pod: &Pod) -> Result<Vec<String>> {
     let certificates: Value = serde_json::from_str(&admin(pod, "/certs")?)?;
     let chains = list(&certificates, "/certificates").into_iter().flat_map(|one| list(&one, "/cert_chain"));
@@ -32,9 +32,10 @@ fn serials(pod: &Pod) -> Result<Vec<String>> {
     Ok(own.filter_map(|one| Some(one["serial_number"].as_str()?.to_owned())).collect())
 }
 
+/// A resumed session could outlive the certificate that it was established with.
 #[test]
-fn sessions_are_not_resumed_and_so_end_with_their_certificates() -> Result<()> {
-    on_it(|cluster| {
+fn tls_sessions_are_not_resumed() -> Result<()> {
+    on_cluster(|cluster| {
         for client in &cluster.clients {
             for _ in 0..5 {
                 cluster.expect_routed(client, outside(0, 443), &client_hello("a.example.com")?)?;
@@ -44,32 +45,32 @@ fn sessions_are_not_resumed_and_so_end_with_their_certificates() -> Result<()> {
         for router in cluster.routers()? {
             let sum = |name: &str| -> Result<u64> {
                 let counted = stats(&router, |one| one.starts_with("listener.") && one.ends_with(name))?;
-                ensure!(!counted.is_empty(), "{}: nothing counts {name}", router.name);
+                ensure!(!counted.is_empty(), "{}: no counter {name}", router.name);
                 Ok(counted.into_iter().map(|(_, count)| count).sum())
             };
             handshakes += sum(".ssl.handshake")?;
             resumed += sum(".ssl.session_reused")?;
         }
-        println!("{handshakes} handshakes, {resumed} of them of sessions that were resumed");
+        println!("{handshakes} handshakes, {resumed} of them with resumed sessions");
         ensure!(handshakes >= 10 && resumed == 0, "{handshakes} handshakes, {resumed} resumed");
         Ok(())
     })
 }
 
 #[test]
-fn a_router_of_another_identity_gets_no_payload() -> Result<()> {
-    on_it(|cluster| {
+fn a_router_with_another_identity_receives_no_payload() -> Result<()> {
+    on_cluster(|cluster| {
         let client = cluster.clients.iter().find(|client| expected_router(client.addresses[0]) == ROUTERS[0]);
-        let client = client.context("a client of router 1")?;
+        let client = client.context("no client of router 1")?;
         let (to, secret) = (outside(0, 443), b"a secret".as_slice());
         cluster.expect_routed(client, to, secret)?;
-        // As the router of the sidecar's trust has another identity, the real one is an impostor to it.
+        // The sidecar now expects another identity, so it treats the router as an impostor.
         let patch = r#"[{"op": "replace", "path": "/spec/trafficPolicy/tls/subjectAltNames/0", "value": "spiffe://cluster.local/ns/egress-routers/sa/other"}]"#;
         let rule =
             ["patch", "destinationrule", "--namespace", ROUTERS_NAMESPACE, ROUTERS[0], "--type=json", "--patch", patch];
         cluster.kubectl(&rule)?;
         let test = || -> Result<()> {
-            cluster.eventually("the other identity", |_| {
+            cluster.eventually("the changed identity in the sidecar", |_| {
                 let clusters = admin(client, "/config_dump?resource=dynamic_active_clusters")?;
                 ensure!(clusters.contains("/sa/other"), "{clusters}");
                 Ok(())
@@ -80,18 +81,18 @@ fn a_router_of_another_identity_gets_no_payload() -> Result<()> {
                 ensure!(seen.is_err(), "{seen:?}");
             }
             let arrived = server::records()[before..].iter().filter(|record| record.said == secret).count();
-            ensure!(arrived == 0, "{arrived} arrived");
+            ensure!(arrived == 0, "{arrived} connections reached the destination with their payload");
             cluster.eventually("the reason in the sidecar's log", |cluster| {
                 let entries = client.entries(cluster, "istio-proxy")?;
                 let refused = |entry: &&Value| {
                     entry["reason"].as_str().is_some_and(|reason| reason.contains("CERTIFICATE_VERIFY_FAILED"))
                 };
                 let refused = entries.iter().filter(refused).count();
-                ensure!(refused >= 3, "{refused} of {entries:?}");
+                ensure!(refused >= 3, "expected 3 refused connections, found {refused} in {entries:?}");
                 Ok(())
             })?;
-            // The routers log that the sidecar went away, and no byte of payload.
-            cluster.eventually("the routers' logs", |cluster| {
+            // The routers log handshakes that the sidecar aborted, without a byte of payload.
+            cluster.eventually("the aborted handshakes in the routers' logs", |cluster| {
                 let mut cut = 0;
                 for router in cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))? {
                     for entry in router.entries(cluster, "envoy")?.iter().filter(|entry| entry["reason"].is_string()) {
@@ -99,20 +100,20 @@ fn a_router_of_another_identity_gets_no_payload() -> Result<()> {
                         cut += 1;
                     }
                 }
-                ensure!(cut >= 3, "{cut} handshakes ended");
+                ensure!(cut >= 3, "expected 3 aborted handshakes, found {cut}");
                 Ok(())
             })
         };
         let outcome = test();
         cluster.apply()?;
-        cluster.eventually("that the router is trusted again", |cluster| {
+        cluster.eventually("the router to be trusted again", |cluster| {
             cluster.expect_routed(client, to, secret).map(drop)
         })?;
         outcome
     })
 }
 
-/// Collects the serial numbers of proxies' certificates for this long.
+/// Collects the serial numbers of proxies' certificates for [`LONG`].
 fn watch_certificates(cluster: &Cluster, proxies: &[Pod]) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let (started, mut seen) = (Instant::now(), BTreeMap::<String, BTreeSet<String>>::new());
     while started.elapsed() < LONG {
@@ -121,14 +122,14 @@ fn watch_certificates(cluster: &Cluster, proxies: &[Pod]) -> Result<BTreeMap<Str
         }
         thread::sleep(Duration::from_secs(2));
     }
-    ensure!(cluster.routers()?.len() == 4, "a router has been replaced");
+    ensure!(cluster.routers()?.len() == 4, "a router was replaced");
     Ok(seen)
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn certificates_are_renewed_under_load_and_nothing_is_lost() -> Result<()> {
-    on_it(|cluster| {
+fn renewing_certificates_under_load_loses_no_connection() -> Result<()> {
+    on_cluster(|cluster| {
         let deployments =
             |cluster: &Cluster| ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router));
         let outcome = restoring(cluster, |cluster| {

@@ -1,7 +1,7 @@
-//! What `make verify` says, by the kubelets' exec and logs: that all is well, and each fault, made one by one.
+//! The report of `make verify`, which uses the kubelets' exec and logs: without a fault, and with each fault separately.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     module_delivery::restoring,
     outside,
     pod::process_of,
@@ -10,7 +10,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::{fs, time::Duration, time::Instant};
 
-/// A fault: how it is made, by kubectl and what it reads, and what verify says of each client, nothing else.
+/// A fault: the kubectl command that causes it, the command's input, and all messages that verify prints for each client.
 struct Fault {
     kubectl: &'static [&'static str],
     input: &'static str,
@@ -19,7 +19,7 @@ struct Fault {
 
 const TABLE: &str = "/spec/configPatches/0/patch/value/typed_config/config/configuration/value";
 
-/// In the blackhole chain, where no filter of ours belongs.
+/// Inserts the filter into the blackhole chain, where it does not belong.
 const BLACKHOLE: &str = r#"
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
@@ -41,7 +41,7 @@ spec:
             type_urls: [type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm]
 "#;
 
-/// A listener that Envoy rejects, as its filter is not in any Envoy.
+/// Adds a filter that no Envoy has, so that Envoy rejects the listener.
 const REJECTED: &str = r#"
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
@@ -59,6 +59,7 @@ spec:
         value: { name: tried, typed_config: { "@type": type.googleapis.com/google.protobuf.StringValue, value: tried } }
 "#;
 
+/// A pod with the label of clients and without a sidecar.
 const UNMESHED: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -73,32 +74,32 @@ fn patch(path: &str, value: &str) -> String {
     format!(r#"[{{"op": "replace", "path": "{TABLE}{path}", "value": {value}}}]"#)
 }
 
-/// The lines of verify that begin with WRONG and name this pod.
+/// Returns the lines of verify that begin with WRONG and name this pod.
 fn wrong_of<'a>(shown: &'a str, pod: &str) -> Vec<&'a str> {
     let begin = format!("WRONG: {pod}: ");
     shown.lines().filter_map(|line| line.strip_prefix(&begin)).collect()
 }
 
-/// Expects verify to say of each client what is told and nothing else.
+/// Waits until verify prints exactly these messages for each client.
 fn expect_told(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
-    cluster.eventually(what, |_| {
+    cluster.eventually(&format!("the report of verify after {what}"), |_| {
         let (right, shown) = cluster.verify(None)?;
         for client in &cluster.clients {
             let wrong = wrong_of(&shown, &client.name);
             let said =
                 wrong.len() == told.len() && told.iter().all(|what| wrong.iter().any(|line| line.contains(what)));
-            ensure!(said && right == told.is_empty(), "{}: not {told:?}:\n{shown}", client.name);
+            ensure!(said && right == told.is_empty(), "{}: expected {told:?}, got:\n{shown}", client.name);
         }
         Ok(())
     })
 }
 
-/// Makes each fault, expects verify to name it, and puts the manifests back.
+/// Causes each fault, expects verify to report it, and restores the manifests.
 fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
     for fault in faults {
         let started = Instant::now();
         cluster.kubectl_with(fault.kubectl, fault.input)?;
-        let outcome = expect_told(cluster, &fault.kubectl.join(" "), fault.told);
+        let outcome = expect_told(cluster, &format!("kubectl {}", fault.kubectl.join(" ")), fault.told);
         if !fault.input.is_empty() {
             cluster.kubectl_with(&["delete", "--filename", "-"], fault.input)?;
         }
@@ -106,14 +107,14 @@ fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
         println!("{:.1} s: {}", started.elapsed().as_secs_f32(), fault.kubectl.join(" "));
         outcome?;
     }
-    expect_told(cluster, "that all is right again", &[])
+    expect_told(cluster, "restoring the manifests", &[])
 }
 
 const APPLY: &[&str] = &["apply", "--filename", "-"];
 
 #[test]
-fn verify_shows_where_connections_leave() -> Result<()> {
-    on_it(|cluster| {
+fn verify_shows_the_router_of_each_client() -> Result<()> {
+    on_cluster(|cluster| {
         for family in [0, 1] {
             let to = outside(family, 25);
             let (right, shown) = cluster.verify(Some(&to.to_string()))?;
@@ -137,7 +138,7 @@ fn verify_shows_where_connections_leave() -> Result<()> {
 
 #[test]
 fn verify_names_each_fault_of_the_manifests() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         expect_faults(
             cluster,
             &[
@@ -167,11 +168,11 @@ fn verify_names_each_fault_of_the_manifests() -> Result<()> {
 
 #[test]
 fn verify_names_each_fault_of_the_table() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let patched = |path: &str, value: &str, told: &str| -> Result<()> {
             let patch = patch(path, value);
             cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", &patch])?;
-            let outcome = expect_told(cluster, path, &[told]);
+            let outcome = expect_told(cluster, &format!("patching {path}"), &[told]);
             cluster.apply()?;
             outcome
         };
@@ -187,15 +188,15 @@ fn verify_names_each_fault_of_the_table() -> Result<()> {
                 "there is no cluster outbound|8081||nowhere: connections to it fail",
             )
         });
-        outcome.and(expect_told(cluster, "that all is right again", &[]))
+        outcome.and(expect_told(cluster, "restoring the manifests", &[]))
     })
 }
 
 #[test]
 fn verify_names_a_pod_without_a_sidecar() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         cluster.kubectl_with(APPLY, UNMESHED)?;
-        let outcome = cluster.eventually("the pod without a sidecar", |_| {
+        let outcome = cluster.eventually("verify to report the pod without a sidecar", |_| {
             let (right, shown) = cluster.verify(None)?;
             let wrong: Vec<&str> = shown.lines().filter(|line| line.starts_with("WRONG: ")).collect();
             ensure!(
@@ -211,9 +212,9 @@ fn verify_names_a_pod_without_a_sidecar() -> Result<()> {
 
 #[test]
 fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         cluster.kubectl(&["delete", "envoyfilter", "sluice-port-80"])?;
-        let outcome = cluster.eventually("port 80", |_| {
+        let outcome = cluster.eventually("verify to list port 80", |_| {
             let (right, shown) = cluster.verify(None)?;
             let told =
                 shown.lines().filter(|line| *line == "  not covered: plain HTTP to the outside on 0.0.0.0_80").count();
@@ -221,7 +222,7 @@ fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
             Ok(())
         });
         cluster.apply()?;
-        cluster.eventually("that port 80 is covered again", |_| {
+        cluster.eventually("verify to omit port 80", |_| {
             let (_, shown) = cluster.verify(None)?;
             ensure!(!shown.contains("0.0.0.0_80"), "{shown}");
             Ok(())
@@ -233,18 +234,18 @@ fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let router = expected_router(cluster.clients[0].addresses[0]);
         let scale = |replicas: &str| {
             let deployment = format!("deployment/{router}");
             cluster.kubectl(&["scale", "--namespace=egress-routers", &deployment, &format!("--replicas={replicas}")])
         };
-        // A connection that a router has logged just before must not hide it.
+        // An earlier connection in a router's log must not hide the fault.
         let to = outside(0, 25).to_string();
         let (right, shown) = cluster.verify(Some(&to))?;
         ensure!(right, "{shown}");
         scale("0")?;
-        let outcome = cluster.eventually("no router", |_| {
+        let outcome = cluster.eventually("verify to report the missing log entry", |_| {
             let (right, shown) = cluster.verify(Some(&to))?;
             let told = format!("its connection to {to} is not in the routers' logs");
             ensure!(!right && wrong_of(&shown, &cluster.clients[0].name) == [told.as_str()], "{shown}");
@@ -260,19 +261,19 @@ fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let told = "no filter sluice: no sluice.yaml of the namespace default selects this pod's labels";
         restoring(cluster, |cluster| {
             cluster.kubectl(&["delete", "envoyfilter", "sluice"])?;
             cluster.replace_clients()?;
-            expect_told(cluster, "sluice.yaml deleted", &[told])?;
+            expect_told(cluster, "deleting sluice.yaml", &[told])?;
             cluster.apply()?;
-            expect_told(cluster, "sluice.yaml applied", &[])?;
+            expect_told(cluster, "applying sluice.yaml", &[])?;
             let selector =
                 r#"[{"op": "replace", "path": "/spec/workloadSelector/labels", "value": {"egress": "other"}}]"#;
             cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", selector])?;
             cluster.replace_clients()?;
-            expect_told(cluster, "another selector", &[told])
+            expect_told(cluster, "changing the selector", &[told])
         })
     })
 }
@@ -280,21 +281,21 @@ fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()> {
-    on_it(|cluster| {
-        let (_, digest) = cluster.module.split_once('@').context("a digest")?;
+    on_cluster(|cluster| {
+        let (_, digest) = cluster.module.split_once('@').context("no digest in the reference")?;
         let told = format!(
             "the module could not be fetched: oci://10.88.0.5:5000/sluice@{digest}: could not fetch Wasm OCI image"
         );
         let hint = "check `module` in settings.yaml, and that a rule of its directEgress admits the module's server and port; then restart the pod";
         restoring(cluster, |cluster| {
-            // The settings as shipped but for the module.
+            // The shipped settings except for the module.
             fs::copy(testbed::root().join("istio").join(SETTINGS), cluster.manifests.join(SETTINGS))?;
             cluster.edit(SETTINGS, "  module: ", &cluster.module)?;
             cluster.apply()?;
             cluster.replace_clients()?;
-            expect_told(cluster, "no registry", &[&told])?;
-            expect_told(cluster, "the hint", &[hint])?;
-            // Sidecars that gave up do not try again before istiod sends them something new.
+            expect_told(cluster, "removing the rule for the registry", &[&told])?;
+            expect_told(cluster, "removing the rule for the registry", &[hint])?;
+            // Sidecars that gave up do not retry until istiod sends them an update.
             cluster.fresh_manifests()?;
             cluster.apply()?;
             cluster.replace_clients()
@@ -304,15 +305,19 @@ fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn verify_forgets_a_module_that_is_not_wanted_any_more() -> Result<()> {
-    on_it(|cluster| {
+fn verify_does_not_report_a_module_that_was_replaced() -> Result<()> {
+    on_cluster(|cluster| {
         let reference = format!("oci://10.88.0.5:5000/sluice@sha256:{}", "1".repeat(64));
         let outcome = cluster.edit(SETTINGS, "  module: ", &reference).and_then(|()| cluster.apply()).and_then(|_| {
-            expect_told(cluster, "no such module", &[&format!("the module could not be fetched: {reference}: ")])
+            expect_told(
+                cluster,
+                "naming a module that does not exist",
+                &[&format!("the module could not be fetched: {reference}: ")],
+            )
         });
         cluster.fresh_manifests()?;
         cluster.apply()?;
-        expect_told(cluster, "that all is right again", &[])?;
+        expect_told(cluster, "restoring the manifests", &[])?;
         outcome
     })
 }
@@ -320,11 +325,11 @@ fn verify_forgets_a_module_that_is_not_wanted_any_more() -> Result<()> {
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         restoring(cluster, |cluster| {
             let told = &["Envoy rejected the listener virtualOutbound: "];
             let outcome = expect_faults(cluster, &[Fault { kubectl: APPLY, input: REJECTED, told }]);
-            cluster.replace_clients()?; // their Envoys have counted it
+            cluster.replace_clients()?; // resets the counters of rejected listeners
             outcome
         })
     })
@@ -332,8 +337,8 @@ fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn verify_ends_if_a_sidecar_hangs_and_checks_the_others() -> Result<()> {
-    on_it(|cluster| {
+fn verify_times_out_on_a_hanging_sidecar_and_checks_the_others() -> Result<()> {
+    on_cluster(|cluster| {
         let hung = &cluster.clients[0];
         let process = process_of(hung, "envoy")?;
         signal("STOP", process)?;
@@ -343,12 +348,12 @@ fn verify_ends_if_a_sidecar_hangs_and_checks_the_others() -> Result<()> {
         signal("CONT", process)?;
         let (right, shown) = outcome?;
         println!("{elapsed:?}:\n{shown}");
-        ensure!(elapsed < Duration::from_secs(60), "{elapsed:?}");
+        ensure!(elapsed < Duration::from_secs(60), "verify took {elapsed:?}");
         let wrong = wrong_of(&shown, &hung.name);
         ensure!(!right && wrong.len() == 1 && wrong[0].starts_with("no answer within 30s: kubectl exec "), "{shown}");
         ensure!(wrong_of(&shown, &cluster.clients[1].name).is_empty(), "{shown}");
         cluster.rolled_out("default", "client")?;
-        expect_told(cluster, "that it answers again", &[])
+        expect_told(cluster, "resuming the sidecar", &[])
     })
 }
 

@@ -1,7 +1,7 @@
-//! What `make verify` says of routers: each fault, made one by one.
+//! The report of `make verify` about routers, with each fault separately.
 
 use crate::{
-    cluster::{Cluster, on_it},
+    cluster::{Cluster, on_cluster},
     pod::{Pod, process_of},
     shipped::ROUTERS_NAMESPACE,
     verify::signal,
@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::{fs, thread, time::Duration};
 
-/// A pod with the label of a router that is not one.
+/// Returns a pod with the label of a router that is not a router.
 fn squatter(namespace: &str) -> String {
     format!(
         "
@@ -24,21 +24,21 @@ spec:
     )
 }
 
-/// Expects verify to print lines that begin with WRONG and contain these texts, in any order, and no others.
+/// Waits until the lines of verify that begin with WRONG contain these texts, in any order, and no others.
 fn expect_wrong(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
-    cluster.eventually(what, |_| {
+    cluster.eventually(&format!("the report of verify after {what}"), |_| {
         let (right, shown) = cluster.verify(None)?;
         let wrong: Vec<&str> = shown.lines().filter(|line| line.starts_with("WRONG: ")).collect();
         let all_told = told.iter().all(|text| wrong.iter().any(|line| line.contains(text)));
         let all_expected = wrong.iter().all(|line| told.iter().any(|text| line.contains(text)));
-        ensure!(all_told && all_expected && right == told.is_empty(), "not {told:?}:\n{shown}");
+        ensure!(all_told && all_expected && right == told.is_empty(), "expected {told:?}, got:\n{shown}");
         Ok(())
     })
 }
 
 #[test]
 fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         for (namespace, told) in [
             (
                 "default",
@@ -48,17 +48,17 @@ fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
         ] {
             let squatter = squatter(namespace);
             cluster.kubectl_with(&["apply", "--filename", "-"], &squatter)?;
-            let outcome = expect_wrong(cluster, namespace, &[told]);
+            let outcome = expect_wrong(cluster, "adding a squatter", &[told]);
             cluster.kubectl_with(&["delete", "--filename", "-"], &squatter)?;
             outcome?;
         }
-        expect_wrong(cluster, "that all is right again", &[])
+        expect_wrong(cluster, "restoring the manifests", &[])
     })
 }
 
 #[test]
-fn verify_names_a_router_of_another_identity() -> Result<()> {
-    on_it(|cluster| {
+fn verify_names_a_router_with_another_identity() -> Result<()> {
+    on_cluster(|cluster| {
         let other = "spiffe://cluster.local/ns/other/sa/egress-router2";
         let patch = format!(
             r#"[{{"op": "replace", "path": "/spec/trafficPolicy/tls/subjectAltNames", "value": ["{other}"]}}]"#
@@ -76,27 +76,28 @@ fn verify_names_a_router_of_another_identity() -> Result<()> {
         let told = format!(
             "egress-router2.egress-routers.svc.cluster.local expects the identity {other}, but the router presents spiffe://cluster.local/ns/egress-routers/sa/egress-router2"
         );
-        let outcome = expect_wrong(cluster, "the identity", &[&told]);
+        let outcome = expect_wrong(cluster, "changing the expected identity", &[&told]);
         cluster.apply()?;
         outcome?;
-        expect_wrong(cluster, "that all is right again", &[])
+        expect_wrong(cluster, "restoring the manifests", &[])
     })
 }
 
 #[test]
-fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
-    on_it(|cluster| {
-        // Edited, but not applied.
+fn verify_names_router_lists_that_differ_from_the_manifests() -> Result<()> {
+    on_cluster(|cluster| {
+        // The lists are edited but not applied.
         let path = cluster.manifests.join("settings/routers.yaml");
         let text = fs::read_to_string(&path)?;
         let edited =
             text.replace("address_prefix: 100.64.0.0, prefix_len: 10", "address_prefix: 100.64.0.0, prefix_len: 11");
         let edited = edited.replace("ns/tenant-a/sa/client", "ns/tenant-a/sa/other");
+        let edited = edited.replace("routers: [egress-router2]", "routers: [egress-router1, egress-router2]");
         ensure!(edited != text, "{text}");
         fs::write(&path, edited)?;
         let outcome = expect_wrong(
             cluster,
-            "the lists",
+            "editing the lists",
             &[
                 "its list \"clients: private\" lacks 100.64.0.0/11, which ",
                 "its list \"clients: private\" has 100.64.0.0/10, which ",
@@ -104,6 +105,7 @@ fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
                 "its list \"tenant-a: private\" has 100.64.0.0/10",
                 "its list \"tenant-b: private\" lacks 100.64.0.0/11",
                 "its list \"tenant-b: private\" has 100.64.0.0/10",
+                "its list \"tenant-b: routers\" lacks egress-router1",
                 "its list \"tenant-a: identities of allowed\" lacks spiffe://cluster.local/ns/tenant-a/sa/other",
                 "its list \"tenant-a: identities of allowed\" has spiffe://cluster.local/ns/tenant-a/sa/client",
                 "its list \"tenant-a: identities of forbidden\" lacks spiffe://cluster.local/ns/tenant-a/sa/other",
@@ -112,11 +114,11 @@ fn verify_names_lists_that_are_not_those_of_the_manifests() -> Result<()> {
         );
         fs::write(&path, text)?;
         outcome?;
-        expect_wrong(cluster, "that all is right again", &[])
+        expect_wrong(cluster, "restoring the manifests", &[])
     })
 }
 
-/// Changes the Deployment of router 2 by a JSON patch, expects verify to tell this of its pods, and puts it back.
+/// Changes the Deployment of router 2 by a JSON patch, runs `work` with its pods, and restores it.
 fn with_deployment(cluster: &Cluster, patch: &str, work: impl FnOnce(&[Pod]) -> Result<()>) -> Result<()> {
     let namespace = format!("--namespace={ROUTERS_NAMESPACE}");
     cluster.kubectl(&["patch", "deployment", "egress-router2", &namespace, "--type=json", "--patch", patch])?;
@@ -132,22 +134,22 @@ fn with_deployment(cluster: &Cluster, patch: &str, work: impl FnOnce(&[Pod]) -> 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_router_without_draining() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let patch = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/lifecycle"}]"#;
         with_deployment(cluster, patch, |pods| {
             ensure!(pods.len() == 2, "{} pods", pods.len());
             let told = pods.iter().map(|pod| format!("{}: it does not drain", pod.name)).collect::<Vec<_>>();
-            expect_wrong(cluster, "draining", &told.iter().map(String::as_str).collect::<Vec<_>>())
+            expect_wrong(cluster, "removing the preStop hook", &told.iter().map(String::as_str).collect::<Vec<_>>())
         })?;
-        expect_wrong(cluster, "that all is right again", &[])
+        expect_wrong(cluster, "restoring the manifests", &[])
     })
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_an_expired_certificate() -> Result<()> {
-    on_it(|cluster| {
-        // A certificate for half a minute, which nobody renews.
+    on_cluster(|cluster| {
+        // The certificates are valid for 30 seconds and are not renewed.
         let patch = r#"[{"op": "add", "path": "/spec/template/spec/initContainers/0/env/-", "value": {"name": "SECRET_TTL", "value": "30s"}}]"#;
         with_deployment(cluster, patch, |pods| {
             for pod in pods {
@@ -155,13 +157,17 @@ fn verify_names_an_expired_certificate() -> Result<()> {
             }
             thread::sleep(Duration::from_secs(30));
             let told = pods.iter().map(|pod| format!("{}: its certificate expired at ", pod.name)).collect::<Vec<_>>();
-            expect_wrong(cluster, "the expiry", &told.iter().map(String::as_str).collect::<Vec<_>>())
+            expect_wrong(
+                cluster,
+                "the expiry of the certificates",
+                &told.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
         })?;
-        expect_wrong(cluster, "that all is right again", &[])
+        expect_wrong(cluster, "restoring the manifests", &[])
     })
 }
 
-/// Stops the agent of a router, which would renew the certificate. It ends with its pod.
+/// Suspends the agent of a router, which would renew the certificate, until its pod ends.
 fn pause_agent(pod: &Pod) -> Result<()> {
     let agent = process_of(pod, "pilot-agent")?;
     signal("STOP", agent)
@@ -169,10 +175,13 @@ fn pause_agent(pod: &Pod) -> Result<()> {
 
 #[test]
 fn verify_takes_the_namespace_of_the_routers_as_a_parameter() -> Result<()> {
-    on_it(|cluster| {
+    on_cluster(|cluster| {
         let (right, shown) = cluster.verify_with(&[("ROUTERS_NAMESPACE", "elsewhere")])?;
         ensure!(!right, "{shown}");
-        let line = shown.lines().find(|line| line.contains("no egress router runs")).context("not told")?;
+        let line = shown
+            .lines()
+            .find(|line| line.contains("no egress router runs"))
+            .context("verify reports no missing router")?;
         ensure!(line.starts_with("WRONG: no pod of the namespace elsewhere has the labels"), "{line}");
         Ok(())
     })

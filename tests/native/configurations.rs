@@ -19,13 +19,13 @@ pub const ACCEPTED: &[&str] = &[
 pub enum RejectedBy {
     /// The schema and the parser.
     Both,
-    /// Only the parser. A schema cannot express these rules: it does not see bytes, repeated keys, the bits of an address and
-    /// the notation of a number.
+    /// Only the parser. A schema cannot express these rules, because it does not see bytes, repeated keys, the bits of an
+    /// address or the notation of a number.
     Parser,
 }
 use RejectedBy::{Both, Parser};
 
-/// Configurations that are rejected, and the error of the parser.
+/// Rejected configurations, the checks that reject them, and the error of the parser.
 const REJECTED: &[(&str, RejectedBy, &str)] = &[
     ("{}", Both, "routes is missing"),
     ("[]", Both, r#""[]" is neither a preset (standalone, istio) nor a JSON object"#),
@@ -89,8 +89,8 @@ const CIDR: &str = " is not a CIDR without host bits, such as 10.0.0.0/8";
 const PORT: &str = "expected a port from 1 to 65535";
 const HOST_NAME: &str = " is not a host name or *.hostname";
 
-/// Criteria of the first route that are rejected: the object `match`, and the path below `routes[0].match`, the rejected
-/// string and the end of the error of the parser.
+/// Rejected criteria of the first route: the object `match`, the checks that reject it, and three parts of the parser's error:
+/// the path below `routes[0].match`, the quoted value and the rest.
 const REJECTED_CRITERIA: &[(&str, RejectedBy, &str, &str, &str)] = &[
     (r#"{"src":["::/0"]}"#, Both, "", r#""src""#, ", expected one of: source destination destination_ports sni"),
     (r#"{"source":[]}"#, Both, ".source", "", "must not be empty"),
@@ -117,7 +117,7 @@ const REJECTED_CRITERIA: &[(&str, RejectedBy, &str, &str, &str)] = &[
     (r#"{"sni":["a"],"sni":["a"]}"#, Parser, ".sni", "", "duplicate field"),
 ];
 
-/// Returns all configurations that are rejected, and the error of the parser.
+/// Returns all rejected configurations, the checks that reject them, and the error of the parser.
 pub fn rejected() -> Vec<(String, RejectedBy, String)> {
     let whole = REJECTED.iter().map(|&(config, by, error)| (config.to_owned(), by, error.to_owned()));
     let criteria = REJECTED_CRITERIA.iter().map(|&(criteria, by, path, subject, message)| {

@@ -1,4 +1,4 @@
-//! Decisions compared with a simple model, and the allocations of a decision.
+//! Compares decisions with a simple model, and counts the allocations of a decision.
 
 use crate::scenario_table::{Outcome, SCENARIOS, Scenario};
 use ipnet::IpNet;
@@ -12,7 +12,7 @@ use sluice::{
 use std::net::{IpAddr, SocketAddr};
 use testbed::config::table_of;
 
-/// Returns the decision that the documentation of the configuration asks for, step by step on the JSON itself.
+/// Returns the decision that `docs/configuration.md` requires, computed step by step from the JSON.
 fn model(config: &Value, source: Option<SocketAddr>, destination: Option<SocketAddr>, server_name: &str) -> String {
     let routes = config["routes"].as_array().unwrap();
     let has_criterion = |field: &str| routes.iter().any(|route| !route["match"][field].is_null());
@@ -61,7 +61,7 @@ fn pattern_matches(pattern: &str, server_name: &str) -> bool {
     }
 }
 
-/// Returns the decision of the policy.
+/// Returns the decision of the library's policy.
 fn decide(config: &str, source: Option<SocketAddr>, destination: Option<SocketAddr>, server_name: &str) -> String {
     let parse =
         |address: Option<SocketAddr>| address.map(|address| parse_endpoint(address.to_string().as_bytes()).unwrap());
@@ -81,7 +81,7 @@ fn word(action: Action) -> &'static str {
     }
 }
 
-/// An address out of few, so that routes and connections often match.
+/// Generates an address from a small set, so that routes and connections often match.
 fn address() -> impl Strategy<Value = Option<SocketAddr>> {
     let ips = [
         "10.0.0.2",
@@ -140,7 +140,7 @@ fn criteria() -> impl Strategy<Value = Value> {
         })
 }
 
-/// A valid configuration.
+/// Generates a valid configuration.
 pub fn configuration() -> impl Strategy<Value = Value> {
     let action = || select(&["continue", "deny"][..]);
     let clusters =
@@ -161,7 +161,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn decisions_equal_those_of_the_model(
+    fn decisions_equal_the_model(
         config in configuration(),
         source in address(),
         destination in address(),

@@ -1,4 +1,4 @@
-//! The example `explain`, as a user runs it.
+//! Runs the example `explain` as a user does.
 
 use std::{
     env,
@@ -28,7 +28,7 @@ fn rejected(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn it_names_the_matching_route_and_why_others_do_not_match() {
+fn explain_names_the_matching_route_and_why_others_do_not_match() {
     assert_eq!(
         explained(&[CONFIG, "10.1.0.5", "198.51.100.7:80", "a.example.com"]),
         "routes[0]: matches\ncluster egress3\n"
@@ -47,7 +47,7 @@ fn it_names_the_matching_route_and_why_others_do_not_match() {
 }
 
 #[test]
-fn it_explains_a_list_of_connections() {
+fn explain_decides_a_list_of_connections() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("connections");
     std::fs::write(&list, "10.1.0.5 198.51.100.7:80 a.example.com\n\n10.1.0.5 198.51.100.7:25\n- 198.51.100.7:25\n")
@@ -64,7 +64,7 @@ fn it_explains_a_list_of_connections() {
 }
 
 #[test]
-fn it_reports_errors_as_the_module_does() {
+fn explain_reports_errors_as_the_module_does() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.json");
     std::fs::write(&config, r#"{"routes": [{"action": "drop"}]}"#).unwrap();

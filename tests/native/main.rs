@@ -1,5 +1,5 @@
-//! Native tests: what the library decides, what its configuration accepts, and the consistency of the repository. A plain
-//! `cargo test` runs them.
+//! Native tests: the decisions of the library, the configurations that it accepts, and the consistency of the repository.
+//! A plain `cargo test` runs them.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,

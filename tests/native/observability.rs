@@ -1,4 +1,4 @@
-//! The files of `observability/` and the documentation agree. `tests/observability` runs them in Prometheus.
+//! Checks that the files of `observability/` agree with the documentation. `tests/observability` loads them into Prometheus.
 
 use std::{collections::BTreeSet, fs};
 
@@ -17,7 +17,7 @@ fn every_alert_has_a_section_in_the_documentation() {
         assert!(rule.contains(&runbook), "{name}: expected {runbook}");
         alerts.insert(name);
     }
-    assert_eq!(alerts, sections, "alerts.yaml and docs/operations.md");
+    assert_eq!(alerts, sections, "alerts.yaml and docs/operations.md name different alerts");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The scenarios against the native policy.
+//! Runs the scenarios against the native policy.
 
 use crate::scenario_table::{
     Outcome::{Closed, Cluster, DefaultCluster},
@@ -27,7 +27,7 @@ fn every_scenario_has_its_outcome() {
                 Closed => decision == Decision::Action(Action::Deny),
             };
             let case = format!("{}: {source} → {destination} {server_name:?}", scenario.name);
-            assert!(has_outcome, "{case}: {decision:?}, not {expected:?}");
+            assert!(has_outcome, "{case}: expected {expected:?}, got {decision:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The JSON Schema and the parser: both accept and reject the same configurations, and errors name the rejected value.
+//! Checks that the JSON Schema and the parser accept the same configurations, and that errors name the rejected value.
 
 use crate::configurations::{
     ACCEPTED,
@@ -13,7 +13,7 @@ use testbed::config::table_of_clusters;
 
 const TEXT: &str = "unterminated or invalid string";
 
-/// Texts that are not JSON, which no schema sees, and the error of the parser.
+/// Texts that are not JSON, so that a schema never sees them, with the path and the message of the parser's error.
 const NOT_JSON: &[(&[u8], &str, &str)] = &[
     (b"{", "", "expected a string"),
     (b"{\"preset\"", "preset: ", "expected a colon"),
@@ -91,7 +91,7 @@ fn deep_nesting_is_rejected_at_its_first_level() {
 }
 
 #[test]
-fn the_example_of_the_documentation_is_the_tested_one() {
+fn the_documented_example_is_the_tested_one() {
     let page = fs::read_to_string(testbed::root().join("docs/configuration.md")).unwrap();
     let (_, rest) = page.split_once("```json\n").unwrap();
     assert_eq!(rest.split_once("```").unwrap().0, include_str!("../data/example.json"));
@@ -128,7 +128,7 @@ fn schema_and_parser_have_the_same_limits() {
 }
 
 #[test]
-fn limits_are_named_by_the_error() {
+fn errors_name_the_exceeded_limit() {
     for (config, expected) in [
         (table_of_clusters(1_025, 1_025), "routes[4].clusters[0]: more than 1024 cluster names"),
         (table_of_clusters(1_024, 16_385), "routes[64].clusters[0]: more than 16384 cluster references"),

@@ -1,5 +1,5 @@
-//! `xtask/setup.sh` on a machine that has next to nothing. Its apt-get only notes that it was called, and its curl downloads another
-//! file than expected.
+//! Runs `xtask/setup.sh` on a machine with only a few programs. A fake `apt-get` records its calls, and a fake `curl` downloads a
+//! file with a wrong hash.
 
 use std::{
     fs,
@@ -8,6 +8,7 @@ use std::{
 };
 use tempfile::TempDir;
 
+/// A folder that serves as PATH, HOME and TMPDIR of the script.
 struct Machine(TempDir);
 
 impl Machine {
@@ -44,14 +45,14 @@ impl Machine {
         (output, said)
     }
 
-    /// The arguments of each call of apt-get.
+    /// Returns the arguments of the calls to `apt-get`, one call per line.
     fn installed(&self) -> String {
         fs::read_to_string(self.0.path().join("apt-get.log")).unwrap_or_default()
     }
 }
 
 #[test]
-fn a_target_that_does_not_install_names_what_is_missing() {
+fn a_target_that_does_not_install_lists_the_missing_packages() {
     let machine = Machine::new(0);
     for goals in [&["lint"][..], &["build-wasm"], &["fmt", "audit"]] {
         let (output, said) = machine.set_up(goals);
@@ -68,7 +69,7 @@ fn a_target_that_does_not_install_names_what_is_missing() {
 }
 
 #[test]
-fn a_target_that_installs_names_the_line_for_root() {
+fn a_target_that_installs_prints_the_command_for_root() {
     let machine = Machine::new(1000);
     let (output, said) = machine.set_up(&["demo"]);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -77,7 +78,7 @@ fn a_target_that_installs_names_the_line_for_root() {
 }
 
 #[test]
-fn a_target_that_installs_says_why_and_runs_no_download_with_another_hash() {
+fn a_target_that_installs_lists_its_packages_and_does_not_run_a_download_with_a_wrong_hash() {
     let machine = Machine::new(0);
     machine.program("curl", "while [ \"$1\" != --output ]; do shift; done; echo 'echo >\"$HOME/ran\"' >\"$2\"");
     let (output, said) = machine.set_up(&["demo"]);
@@ -87,11 +88,11 @@ fn a_target_that_installs_says_why_and_runs_no_download_with_another_hash() {
     let calls: Vec<&str> = installed.lines().collect();
     assert!(calls.len() == 2 && calls[1].contains("--no-install-recommends gcc libc6-dev"), "{installed}");
     assert!(said.contains("rustup-init: the SHA-256 is "), "{said}");
-    assert!(!fs::exists(machine.0.path().join("ran")).unwrap(), "it was run");
+    assert!(!fs::exists(machine.0.path().join("ran")).unwrap(), "the download was run");
 }
 
 #[test]
-fn debians_compiler_is_used_if_rustup_does_not_have_the_pinned_one() {
+fn debians_compiler_is_used_if_rustup_lacks_the_pinned_one() {
     let machine = Machine::new(0);
     for program in ["c++", "cc", "curl", "ip", "python3"] {
         machine.program(program, "exit 0");
@@ -101,7 +102,7 @@ fn debians_compiler_is_used_if_rustup_does_not_have_the_pinned_one() {
     assert!(output.status.success(), "{said}");
     assert_eq!(output.stdout, b"/usr/bin\n");
     assert!(said.contains("using Debian's"), "{said}");
-    // Unless this machine has it already.
+    // Setup installs Debian's packages unless this machine has them already.
     assert!(
         fs::exists("/usr/bin/wasm-ld-22").unwrap() || machine.installed().contains("cargo-web rustc-web"),
         "{said}"

@@ -1,4 +1,4 @@
-//! Configurations in the wire format of `google.protobuf.Struct`, compared with prost.
+//! Compares the reader of `google.protobuf.Struct` with prost.
 
 use crate::{
     configurations::{ACCEPTED, rejected},
@@ -13,13 +13,13 @@ use sluice::config;
 
 const EXAMPLE: &str = include_str!("../data/example.json");
 
-/// A Struct cannot distinguish 80.0 from 80, and an empty one arrives as an empty configuration.
+/// Skips two cases: a Struct cannot distinguish 80.0 from 80, and an empty Struct arrives as an empty configuration.
 #[test]
-fn a_struct_is_parsed_as_the_json_with_the_same_meaning() {
+fn a_struct_is_parsed_like_the_equivalent_json() {
     let mut compared = 0;
     for text in ACCEPTED.iter().map(|&text| text.to_owned()).chain(rejected().into_iter().map(|(text, ..)| text)) {
         let Ok(Value::Object(fields)) = serde_json::from_str(&text) else { continue };
-        // Normalised, because a Struct has no order of fields and no repeated ones.
+        // Normalised, because a Struct does not keep the order of fields or repeated fields.
         let text = Value::Object(fields).to_string();
         if text == "{}" || text.contains("80.0") {
             continue;
@@ -27,7 +27,7 @@ fn a_struct_is_parsed_as_the_json_with_the_same_meaning() {
         assert_eq!(config::parse(&as_struct(&text)), config::parse(text.as_bytes()), "{text}");
         compared += 1;
     }
-    assert!(compared > 50, "{compared}");
+    assert!(compared > 50, "compared only {compared} configurations");
 }
 
 #[test]
@@ -35,15 +35,15 @@ fn a_truncated_or_extended_struct_is_rejected() {
     let bytes = as_struct(EXAMPLE);
     assert!(config::parse(&bytes).is_ok());
     for length in 1..bytes.len() {
-        assert!(config::parse(&bytes[..length]).is_err(), "{length}");
+        assert!(config::parse(&bytes[..length]).is_err(), "accepted the first {length} bytes");
     }
     assert!(config::parse(&[&bytes[..], b"\x12"].concat()).is_err());
 }
 
-/// A message behind a tag and its length plus `excess`.
+/// Returns a tag, the length of `content` plus `excess`, and `content`.
 fn message(tag: u8, excess: i8, content: &[u8]) -> Vec<u8> {
     let length = u8::try_from(content.len()).unwrap().wrapping_add_signed(excess);
-    assert!(length < 0x80, "a length of one byte");
+    assert!(length < 0x80, "the length must fit in one byte");
     [&[tag, length], content].concat()
 }
 
@@ -63,7 +63,7 @@ fn inconsistent_lengths_are_rejected() {
             let mut excess_of = [0; 4];
             excess_of[index] = excess;
             let bytes = preset(excess_of);
-            assert!(config::parse(&bytes).is_err(), "{excess_of:?}");
+            assert!(config::parse(&bytes).is_err(), "accepted with the excess lengths {excess_of:?}");
         }
     }
 
@@ -79,11 +79,11 @@ fn inconsistent_lengths_are_rejected() {
     };
     assert!(config::parse(&port(0, 0)).is_ok());
     for (excess, cut) in [(-1, 0), (1, 0), (0, 1), (1, 1)] {
-        assert!(config::parse(&port(excess, cut)).is_err(), "{excess} {cut}");
+        assert!(config::parse(&port(excess, cut)).is_err(), "accepted with an excess of {excess} and {cut} bytes cut");
     }
 }
 
-/// The JSON text with the meaning of a Struct that prost has decoded.
+/// Converts a Struct that prost has decoded to the equivalent JSON.
 fn as_json(message: &Struct) -> Value {
     fn to_json(value: &prost_types::Value) -> Value {
         match &value.kind {
@@ -99,7 +99,7 @@ fn as_json(message: &Struct) -> Value {
     message.fields.iter().map(|(name, field)| (name.clone(), to_json(field))).collect()
 }
 
-/// Expects that these bytes are rejected, or accepted by prost with the same meaning.
+/// Checks that the parser rejects these bytes or reads the same configuration as prost.
 fn check_against_prost(bytes: &[u8]) -> Result<(), String> {
     let Ok(policy) = config::parse(bytes) else { return Ok(()) };
     let decoded = Struct::decode(bytes).map_err(|error| format!("accepted, but prost rejects it: {error}"))?;
@@ -107,7 +107,7 @@ fn check_against_prost(bytes: &[u8]) -> Result<(), String> {
     if config::parse(json.as_bytes()) == Ok(policy) { Ok(()) } else { Err(format!("parsed differently from {json}")) }
 }
 
-/// Part of a Struct, and the positions of all bytes that belong to a length.
+/// A part of an encoded Struct, and the positions of all bytes that belong to a length.
 #[derive(Default)]
 struct Encoded {
     bytes: Vec<u8>,
@@ -121,7 +121,7 @@ impl Encoded {
         self
     }
 
-    /// Puts this behind a tag and its length.
+    /// Prepends a tag and the length.
     fn delimited(self, tag: u8) -> Self {
         let mut head = Self { bytes: vec![tag], lengths: Vec::new() };
         let mut length = self.bytes.len();
@@ -159,17 +159,17 @@ impl Encoded {
                 items.fold(Self::default(), Self::append).delimited(0x32)
             }
             Value::Object(_) => Self::fields(json).delimited(0x2a),
-            other => panic!("{other} is in no configuration"),
+            other => panic!("no test configuration contains {other}"),
         }
     }
 }
 
 #[test]
-fn every_changed_length_byte_is_rejected_or_has_the_meaning_that_prost_finds() {
+fn a_changed_length_byte_is_rejected_or_parsed_as_by_prost() {
     let example: Value = serde_json::from_str(EXAMPLE).unwrap();
     let Encoded { bytes, lengths } = Encoded::fields(&example);
     assert_eq!(config::parse(&bytes), config::parse(example.to_string().as_bytes()));
-    assert!(lengths.len() > 80, "{}", lengths.len());
+    assert!(lengths.len() > 80, "found only {} length bytes", lengths.len());
     for position in lengths {
         for value in 0..=255 {
             let mut changed = bytes.clone();
@@ -185,7 +185,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn every_changed_byte_is_rejected_or_has_the_meaning_that_prost_finds(
+    fn a_changed_byte_is_rejected_or_parsed_as_by_prost(
         config in configuration(),
         position: prop::sample::Index,
         value: u8,

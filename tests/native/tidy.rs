@@ -8,7 +8,7 @@ use std::{
 };
 use testbed::Config;
 
-/// All files except those that are built or downloaded, relative to the checkout.
+/// Returns the paths of all files except those that are built or downloaded, relative to the checkout.
 fn files() -> Vec<PathBuf> {
     fn walk(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
@@ -148,7 +148,7 @@ fn every_documented_make_target_exists() {
         }
     }
     for target in targets {
-        assert!(documented.contains(target), "the make target {target} is documented nowhere");
+        assert!(documented.contains(target), "no document mentions the make target {target}");
     }
 }
 
@@ -188,7 +188,7 @@ fn versions_are_stated_in_one_place() {
         (istio, "tests/kubernetes/tools/istio/go.mod"),
     ] {
         for path in files() {
-            // Documents and results say which version was measured; lists of dependencies contain all versions.
+            // Documents and results name the version that was measured. Lock files contain all versions.
             let listed = ["md", "lock", "mod", "sum"];
             if path.extension().is_some_and(|extension| listed.iter().any(|known| extension == *known))
                 || [COMPOSE, kustomization, "bench/results.json", home].iter().any(|own| path == Path::new(own))
@@ -203,14 +203,14 @@ fn versions_are_stated_in_one_place() {
 }
 
 #[test]
-fn the_changelog_begins_with_unreleased_changes_or_with_the_version_of_the_workspace() {
+fn the_changelog_starts_with_unreleased_changes_or_the_current_version() {
     let manifest = read(Path::new("Cargo.toml"));
     let version = manifest.lines().find_map(|line| line.strip_prefix("version = ")).unwrap().trim_matches('"');
     let changelog = read(Path::new("CHANGELOG.md"));
     let section = changelog.lines().find(|line| line.starts_with("## ")).unwrap();
     let is_version = section.starts_with(&format!("## [{version}] - "));
     let is_next = section == "## [Unreleased]" && changelog.contains(&format!("The next version is {version}."));
-    assert!(is_version || is_next, "CHANGELOG.md: {section}, and the version is {version}");
+    assert!(is_version || is_next, "CHANGELOG.md starts with {section:?}, but the version is {version}");
 }
 
 /// The environment of Docker Compose, which cannot read `.envoy-version`.
@@ -219,14 +219,14 @@ const COMPOSE: &str = "envoy-docker/.env";
 #[test]
 fn compose_uses_the_pinned_envoy_version() {
     let image = format!("ENVOY_IMAGE=envoyproxy/envoy:v{}", read(Path::new(".envoy-version")).trim());
-    assert!(read(Path::new(COMPOSE)).lines().any(|line| line == image), "{COMPOSE}: {image}");
+    assert!(read(Path::new(COMPOSE)).lines().any(|line| line == image), "{COMPOSE} has no line {image}");
 }
 
 #[test]
 fn every_rust_file_starts_with_a_module_comment() {
     for path in files() {
         if path.extension().is_some_and(|extension| extension == "rs") && !path.starts_with("tests/data") {
-            assert!(read(&path).starts_with("//! "), "{}", path.display());
+            assert!(read(&path).starts_with("//! "), "{} does not start with a module comment", path.display());
         }
     }
 }
@@ -241,7 +241,7 @@ fn unsafe_blocks_are_only_in_the_hosts() {
         }
         if path.extension().is_some_and(|extension| extension == "rs") {
             let block = ["unsafe", " {"].concat();
-            assert!(!read(&path).contains(&block), "{}", path.display());
+            assert!(!read(&path).contains(&block), "{} has an unsafe block", path.display());
         }
     }
 }
@@ -256,7 +256,7 @@ fn the_configurations_of_the_native_module_differ_only_in_the_filter() {
     }
 }
 
-/// Returns the addresses of a list in an Envoy configuration: those that follow a line with this text, comments aside.
+/// Returns the addresses that follow the text `list` in an Envoy configuration, without the comments between them.
 fn addresses(path: &str, list: &str) -> Vec<String> {
     let text = read(Path::new(path));
     let (_, rest) = text.split_once(list).unwrap_or_else(|| panic!("{path} has no list {list}"));
@@ -273,7 +273,7 @@ fn both_egress_routers_refuse_the_same_destinations() {
     let shared = addresses(istio, "stat_prefix: never");
     assert!(shared.len() > 15, "{shared:?}");
     let never = addresses(docker, "stat_prefix: never");
-    // In Docker, the addresses of the routers come first. In a cluster they are private.
+    // In Docker, the list starts with the addresses of the routers. In a cluster, these are private.
     assert!(never.ends_with(&shared), "{docker}: {never:?}\n{istio}: {shared:?}");
     let private = addresses(docker, "stat_prefix: private");
     assert_eq!(private, addresses("istio/settings/routers.yaml", "private: &private"));

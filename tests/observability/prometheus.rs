@@ -1,4 +1,4 @@
-//! A Prometheus with the shipped configuration.
+//! Runs Prometheus with the shipped configuration.
 
 use crate::folder;
 use anyhow::{Context, Result, ensure};
@@ -20,7 +20,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts a Prometheus that scrapes this Envoy often.
+    /// Starts a Prometheus that scrapes this Envoy every 200 ms.
     pub fn start(envoy: SocketAddr) -> Result<Self> {
         let shipped = fs::read_to_string(crate::folder().join("prometheus.yaml"))?;
         for text in ["127.0.0.1:9901", "scrape_interval: 5s", "evaluation_interval: 5s"] {
@@ -57,7 +57,7 @@ impl Prometheus {
         Ok(serde_json::from_str(&self.body(path)?)?)
     }
 
-    /// Returns an answer that is a list of strings.
+    /// Returns the answer to a query that yields a list of strings.
     pub fn strings(&self, path: &str) -> Result<Vec<String>> {
         Ok(serde_json::from_value(self.get(path)?["data"].take())?)
     }

@@ -1,4 +1,4 @@
-//! The clients.
+//! The clients of the soak tests.
 
 use crate::egress::{AFTER_THE_END, ANSWER, REQUEST, hash};
 use anyhow::Result;
@@ -11,12 +11,12 @@ use std::{
 };
 use testbed::connect;
 
-/// What a client does.
+/// The behaviour of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Sends a request, reads the answer and closes.
     Asks,
-    /// Sends a request, ends its side, and then reads the answer.
+    /// Sends a request, half-closes, and then reads the answer.
     HalfCloses,
     /// Resets the connection as soon as it is open.
     ResetsAtOnce,
@@ -29,17 +29,17 @@ pub enum Kind {
 /// How a connection ended for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The whole answer came, and it is right.
+    /// The client received the complete and correct answer.
     Answered,
-    /// It was closed before a byte came.
+    /// The connection was closed before the first byte of the answer.
     Closed,
-    /// It was closed while the answer came.
+    /// The connection was closed in the middle of the answer.
     Cut,
-    /// The client left first.
+    /// The client closed the connection first, or stopped waiting.
     Left,
 }
 
-/// What a client saw.
+/// A connection as its client saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation {
     pub outcome: Outcome,
@@ -59,12 +59,12 @@ impl Random {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    /// A number below this one.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         (self.next() >> 33) % end
     }
 
-    /// The payload of a request: mostly short, one in a hundred up to 16 KiB.
+    /// Returns the payload of a request: mostly short, one in a hundred up to 16 KiB.
     pub fn payload(&mut self) -> Vec<u8> {
         let most = if self.below(100) == 0 { 16 << 10 } else { 512 };
         let length = self.below(most) as usize;
@@ -79,7 +79,7 @@ pub fn request(id: u64, flags: u32, payload: &[u8]) -> Vec<u8> {
     [&id.to_le_bytes()[..], &flags.to_le_bytes(), &(payload.len() as u32).to_le_bytes(), payload].concat()
 }
 
-/// Connects and behaves as this kind of client. It waits for an answer as long as `patience`.
+/// Connects and behaves as this kind of client. Waits at most `patience` for an answer.
 pub fn converse(
     id: u64,
     source: Ipv4Addr,
@@ -111,14 +111,14 @@ pub fn converse(
         return Ok(conversation);
     }
     if kind == Kind::HalfCloses {
-        _ = stream.shutdown(Shutdown::Write); // fails if Envoy has closed, which the read shows
+        _ = stream.shutdown(Shutdown::Write); // fails if Envoy has closed the connection, which the read reports
     }
     stream.set_read_timeout(Some(patience))?;
     (conversation.outcome, conversation.answered_by) = answer(&mut stream, payload);
     Ok(conversation)
 }
 
-/// Reads the answer to this payload. Returns the outcome and which egress answered.
+/// Reads the answer to this payload. Returns the outcome and the egress that answered.
 pub fn answer(stream: &mut TcpStream, payload: &[u8]) -> (Outcome, Option<u8>) {
     let mut bytes = vec![0; ANSWER + payload.len()];
     let mut length = 0;

@@ -24,25 +24,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The id of a request that the ledger leaves out.
+/// The id of a request that the ledger does not record.
 pub const UNRECORDED: u64 = u64::MAX;
 
-/// The answer is to wait for the end of the client's side.
+/// A flag of a request: the egress answers only after the client has half-closed.
 pub const AFTER_THE_END: u32 = 1;
 
-/// The length in a request that no egress reads to the end. The egress resets the connection after a while.
+/// The length of a request that the egress stops reading. The egress resets the connection after [`FLOODED`].
 pub const FLOOD: u32 = u32::MAX;
 const FLOODED: Duration = Duration::from_secs(8);
 
-/// The length of a request without its payload, and of an answer without it.
+/// The lengths of a request and of an answer without the payload.
 pub const REQUEST: usize = 16;
 pub const ANSWER: usize = 9;
 
-/// How long an egress that restarts is up, and down.
+/// How long a restarting egress stays up, and down.
 const UP: Duration = Duration::from_millis(400);
 const DOWN: Duration = Duration::from_millis(100);
 
-/// What an egress does with a request.
+/// How an egress treats requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     Answers,
@@ -60,7 +60,7 @@ pub struct Received {
     pub hash: u64,
 }
 
-/// What all egresses saw.
+/// The requests and connections that all egresses received.
 #[derive(Default)]
 pub struct Seen {
     pub received: Vec<Received>,
@@ -103,7 +103,7 @@ impl Egresses {
         Ok(Self { stop, thread })
     }
 
-    /// Stops them and returns what they saw.
+    /// Stops the egresses and returns what they received.
     pub fn stop(self) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the egresses panicked")
@@ -120,7 +120,7 @@ pub fn hash(payload: &[u8]) -> u64 {
 fn listen(poll: &mut Poll, index: usize, address: SocketAddr) -> Result<TcpListener> {
     let mut listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     SockRef::from(&listener).listen(4_096)?;
-    SockRef::from(&listener).set_send_buffer_size(256 << 10)?; // an answer fits, so none has to wait
+    SockRef::from(&listener).set_send_buffer_size(256 << 10)?; // large enough for an answer, so that no write has to wait
     poll.registry().register(&mut listener, Token(index), Interest::READABLE)?;
     Ok(listener)
 }
@@ -174,7 +174,7 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
             } else {
                 match listen(poll, index, egress.address) {
                     Ok(listener) => (egress.listener, egress.changes) = (Some(listener), Instant::now() + UP),
-                    // A process that was started meanwhile has a copy of the listener until it runs its program.
+                    // A process that was forked meanwhile has a copy of the listener until it executes its program.
                     Err(error) if error.root_cause().to_string().contains("in use") => {}
                     Err(error) => return Err(error),
                 }
@@ -190,17 +190,17 @@ impl Client {
     }
 }
 
-/// Makes the kernel reset a connection when it is closed, which is to happen next: returns false.
+/// Makes the kernel reset the connection when it is closed. Returns false, so that the caller drops the connection.
 fn reset(stream: &TcpStream) -> bool {
-    // A connection that has gone already needs no reset.
+    // This fails if the connection has ended already, and then it needs no reset.
     _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
     false
 }
 
-/// Reads what is there and answers whole requests. Returns whether the connection goes on.
+/// Reads the available bytes and answers complete requests. Returns whether the connection stays open.
 fn read(client: &mut Client, behaviour: Behaviour, received: &mut Vec<Received>) -> io::Result<bool> {
     if client.is_flood() {
-        return Ok(true); // no more of it, so that the proxy has to keep the rest
+        return Ok(true); // reads no more, so that the proxy has to buffer the rest
     }
     let mut buffer = [0; 16 << 10];
     let ended = loop {

@@ -1,4 +1,4 @@
-//! Modules that fail, and an Envoy without CPU or memory.
+//! Modules that fail, and an Envoy that competes for its CPU.
 
 use crate::{
     client::{Conversation, Kind, Outcome, Random, converse},
@@ -16,11 +16,11 @@ use std::{
 use testbed::{Config, Envoy, Host, Module, envoy, for_each_module, root};
 
 for_each_module! {
-    a_module_that_fails_passes_no_connection_and_recovers,
-    without_cpu_nothing_is_misrouted,
+    a_failing_module_closes_its_connections_and_recovers,
+    no_connection_is_misrouted_without_enough_cpu,
 }
 
-/// The last octet of the sources at which the modules of `make soak` fail.
+/// The last octet of the source addresses on which the modules of `make soak` fail on purpose.
 const FAILS: u8 = 13;
 
 /// Returns the path of the module that fails on purpose.
@@ -30,10 +30,10 @@ fn failing(module: Module) -> Result<std::path::PathBuf> {
         Module::Native => "libsluice_fault.so",
     };
     let path = root().join("target/fault").join(name);
-    path.canonicalize().with_context(|| format!("{name} that fails is not built: run make soak"))
+    path.canonicalize().with_context(|| format!("the {name} that fails on purpose is not built: run make soak"))
 }
 
-fn a_module_that_fails_passes_no_connection_and_recovers(module: Module) -> Result<()> {
+fn a_failing_module_closes_its_connections_and_recovers(module: Module) -> Result<()> {
     let text = Config::file(&root().join("tests/data/soak.yaml"))?;
     let clusters = Subject::from(module).config()?;
     let clusters = clusters.text().split_once("  clusters:\n").context("no clusters")?.1.to_owned();
@@ -42,7 +42,7 @@ fn a_module_that_fails_passes_no_connection_and_recovers(module: Module) -> Resu
     in_a_network(|host| fail_and_recover(host, module, &config))
 }
 
-/// Connects from a source and returns how that ended. Fails if the answer came from a wrong egress.
+/// Connects from a source and returns the outcome. Fails if the wrong egress answered.
 fn ask(id: u64, source: Ipv4Addr) -> Result<Outcome> {
     let payload = Random(id + 1).payload();
     let conversation = converse(id, source, LISTENER, Kind::Asks, &payload, testbed::DEADLINE)?;
@@ -58,12 +58,18 @@ fn fail_and_recover(host: &Host, module: Module, config: &Config) -> Result<()> 
     let envoy = Envoy::start_in(host, &envoy::program()?, config, &["--concurrency", "2"])?;
     let source = |id: u64, last: u8| Ipv4Addr::new(127, 1, (id % 250) as u8, last);
     for id in 0..CLIENTS {
-        ensure!(ask(id, source(id, 14 + (id % 200) as u8))? == Outcome::Answered, "connection {id} before the failure");
+        ensure!(
+            ask(id, source(id, 14 + (id % 200) as u8))? == Outcome::Answered,
+            "connection {id}, before the first failure, was not answered"
+        );
     }
     let mut closed = 0;
     for id in CLIENTS..2 * CLIENTS {
         if id % 50 == 0 {
-            ensure!(ask(id, source(id, FAILS))? == Outcome::Closed, "connection {id}, at which the module fails");
+            ensure!(
+                ask(id, source(id, FAILS))? == Outcome::Closed,
+                "connection {id}, on which the module fails, was not closed"
+            );
         } else if ask(id, source(id, 14 + (id % 200) as u8))? == Outcome::Closed {
             closed += 1;
         }
@@ -90,12 +96,12 @@ fn fail_and_recover(host: &Host, module: Module, config: &Config) -> Result<()> 
     let routed: u64 = counts.sum();
     match module {
         Module::Native => {
-            assert_eq!(closed, 0, "others than the connection that failed");
+            assert_eq!(closed, 0, "connections were closed on which the module did not fail");
             assert_eq!(envoy.stat("wasmcustom.sluice.panics")?, failures);
             assert_eq!(routed, id - failures);
         }
         Module::Wasm => {
-            // A trap takes the VM of one worker with it, and the connections that arrive until it is loaded again.
+            // A trap ends the VM of one worker. Connections that arrive until Envoy reloads it are closed.
             let reloads = envoy.get("/stats?filter=vm_reload_success")?;
             let reloads: u64 = reloads.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum();
             assert!((1..=failures).contains(&reloads), "{reloads} reloads");
@@ -104,11 +110,11 @@ fn fail_and_recover(host: &Host, module: Module, config: &Config) -> Result<()> 
         }
     }
     drop(envoy);
-    assert_eq!(egresses.stop()?.accepted[DEFAULT], 0, "a connection passed undecided");
+    assert_eq!(egresses.stop()?.accepted[DEFAULT], 0, "a connection reached the default cluster without a decision");
     Ok(())
 }
 
-/// Processes that never rest, on the first core. They end with the test, or when they have used up their time.
+/// Busy loops on the first core. They end with the test, or when they exceed their CPU time limit.
 struct Busy(Vec<Child>);
 
 impl Busy {
@@ -137,8 +143,8 @@ impl Drop for Busy {
     }
 }
 
-/// Envoy has one core, which it shares with 16 others.
-fn without_cpu_nothing_is_misrouted(module: Module) -> Result<()> {
+/// Envoy shares one core with 16 busy loops.
+fn no_connection_is_misrouted_without_enough_cpu(module: Module) -> Result<()> {
     in_a_network(|host| {
         let ran = run(host, module.into(), 3_000, 8, |envoy| {
             let id = envoy.id().to_string();

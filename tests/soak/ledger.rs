@@ -1,4 +1,4 @@
-//! The ledger of all connections, and its comparison with what the egresses saw and what Envoy counted.
+//! The ledger of all connections, which is compared with the requests that the egresses received and with Envoy's counters.
 
 use crate::{
     client::{Conversation, Kind, Outcome},
@@ -13,7 +13,7 @@ use testbed::{Envoy, envoy::value};
 /// How long Envoy may take to accept a connection that its client has left already, in milliseconds.
 const ACCEPTED_WITHIN: u32 = 3_000;
 
-/// A connection.
+/// A connection in the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub id: u64,
@@ -27,21 +27,21 @@ pub struct Entry {
     pub conversation: Conversation,
 }
 
-/// The connections of a run by what happened to them.
+/// The connections of a run, summed up by outcome, cluster and decision.
 #[derive(Default)]
 pub struct Sums {
     pub answered: u64,
     pub closed: u64,
     pub cut: u64,
     pub left: u64,
-    /// The connections of each cluster, as far as the ledger knows the cluster.
+    /// The number of connections to each cluster, without those whose cluster the ledger does not know.
     clusters: Vec<u64>,
     denied: u64,
-    /// Connections without a trace at an egress, soon after which a table was replaced.
+    /// The number of connections that no egress saw and that were opened shortly before a replacement of the table.
     unknown: u64,
 }
 
-/// Checks each connection. Fails at the first one that went where no table around its arrival sends it.
+/// Checks each connection. Fails at the first one that reached a cluster that no table in force around its arrival selects.
 pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) -> Result<Sums> {
     let mut received: HashMap<u64, Received> = HashMap::with_capacity(seen.received.len());
     for request in &seen.received {
@@ -97,7 +97,7 @@ pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) 
                     RESETS => outcome == Outcome::Closed,
                     _ => outcome == Outcome::Answered,
                 };
-                ensure!(!asks || right, "an outcome that its egress does not give: {entry:?} {by:?}");
+                ensure!(!asks || right, "unexpected outcome for the behaviour of the egress: {entry:?} {by:?}");
                 let next = sent_at.get(first as usize + 1).copied().unwrap_or(u32::MAX);
                 let is_decided = first == last && opened + ACCEPTED_WITHIN < next;
                 match by.or_else(|| is_decided.then(|| tables::cluster(first, role))) {
@@ -107,12 +107,12 @@ pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) 
             }
         }
     }
-    ensure!(received.is_empty(), "{} requests at the egresses are of no connection", received.len());
+    ensure!(received.is_empty(), "{} requests at the egresses belong to no connection of the ledger", received.len());
     Ok(sums)
 }
 
-/// Compares the ledger with Envoy's counters. `removed` is what the counters of each cluster had reached when Envoy removed
-/// them. Returns what the counters say.
+/// Compares the ledger with Envoy's counters. `removed` holds the sums of the counters that Envoy has removed, by cluster.
+/// Returns a summary of the counters.
 pub fn compare(
     entries: &[Entry],
     sums: &Sums,
@@ -138,20 +138,24 @@ pub fn compare(
         let counter = if cluster == DEFAULT { "continued".to_owned() } else { format!("routed.{name}") };
         let counted = sluice(&counter)? + removed;
         let upstream = upstream(cluster)?;
-        ensure!(counted == upstream, "{name}: {counted} connections decided, {upstream} made");
+        ensure!(counted == upstream, "{name}: sluice counted {counted} connections, Envoy opened {upstream}");
         ensure!(
             (known..=known + sums.unknown).contains(&counted),
             "{name}: {counted} counted, {known} known, {} unknown",
             sums.unknown
         );
-        // Elsewhere some are refused, or given up while they are made.
+        // Other egresses refuse some connections, and Envoy abandons some while it connects.
         let accepted = seen.accepted[cluster];
         let all_accepted = cluster == DEFAULT || cluster % tables::ROLES.len() < RESTARTS;
-        ensure!(!all_accepted || accepted == upstream, "{name}: {upstream} connections made, {accepted} accepted");
+        ensure!(!all_accepted || accepted == upstream, "{name}: {upstream} connections opened, {accepted} accepted");
         routed += counted;
         missing += counted - known;
     }
-    ensure!(missing == sums.unknown, "{missing} more counted than known, {} unknown", sums.unknown);
+    ensure!(
+        missing == sums.unknown,
+        "the counters exceed the ledger by {missing} connections, but {} are unknown",
+        sums.unknown
+    );
     ensure!(sluice("denied")? == sums.denied, "{} denied, {} expected", sluice("denied")?, sums.denied);
     let outcomes = routed + sums.denied;
     ensure!(outcomes == total, "{outcomes} outcomes of {total} connections");

@@ -17,24 +17,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The number of clients at a time.
+/// The number of concurrent clients.
 pub const THREADS: usize = 32;
 
 const IDLE: u32 = u32::MAX;
 
-/// What clients and the replacement of tables tell each other.
+/// The state that the clients share with the replacement of tables.
 pub struct Load {
     started: Instant,
     subject: Subject,
-    /// The connections that were begun, and how many may be.
+    /// The number of connections that have begun, and the number that may begin.
     pub begun: AtomicU64,
     pub limit: AtomicU64,
     /// The generation that all workers use, and the last one that was sent.
     pub confirmed: AtomicU32,
     pub sent: AtomicU32,
-    /// The connections that the counters of each cluster showed when Envoy removed them.
+    /// The final values of the counters that Envoy has removed, summed by cluster.
     pub removed: Mutex<Vec<u64>>,
-    /// When each generation was sent, in milliseconds after the start.
+    /// The time at which each generation was sent, in milliseconds after the start.
     pub sent_at: Mutex<Vec<u32>>,
     /// The generation at which each client began its connection.
     slots: Vec<AtomicU32>,
@@ -59,23 +59,23 @@ impl Load {
         }
     }
 
-    /// Milliseconds after the start.
+    /// Returns the time since the start, in milliseconds.
     fn now(&self) -> u32 {
         self.started.elapsed().as_millis() as u32
     }
 
-    /// Notes that the next generation is sent now, and returns it.
+    /// Records that the next generation is sent now, and returns it.
     pub fn send(&self) -> u32 {
-        self.sent_at.lock().expect("no client panicked").push(self.now());
+        self.sent_at.lock().expect("a client panicked").push(self.now());
         self.sent.fetch_add(1, SeqCst) + 1
     }
 
-    /// Lets no connection begin any more.
+    /// Prevents further connections from beginning.
     pub fn finish(&self) {
         self.finished.store(true, SeqCst);
     }
 
-    /// Waits until no connection is left that began before this generation was in force.
+    /// Waits until all connections that began before this generation was in force have ended.
     pub fn await_connections_before(&self, generation: u32) {
         while self.slots.iter().any(|slot| slot.load(SeqCst) < generation) && !self.failed.load(SeqCst) {
             thread::sleep(Duration::from_millis(1));
@@ -131,14 +131,14 @@ impl Load {
             _ => Kind::Asks,
         };
         let patience = match (self.subject, verdict(source)) {
-            (Subject::Plain, _) => Duration::from_secs(1), // here the silent egress answers nobody of all
+            (Subject::Plain, _) => Duration::from_secs(1), // any source may reach the silent egress here
             (_, Verdict::Role(SILENT)) => Duration::from_millis(100),
             _ => Duration::from_secs(30),
         };
         let payload = random.payload();
         let opened = self.now();
         let slot = &self.slots[thread];
-        slot.store(0, SeqCst); // holds back the next table while this one is read
+        slot.store(0, SeqCst); // holds back the next table until the current generation is read
         let first = self.confirmed.load(SeqCst);
         slot.store(first, SeqCst);
         let conversation = converse(id, source, LISTENER, kind, &payload, patience);

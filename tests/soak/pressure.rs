@@ -1,4 +1,4 @@
-//! An Envoy with little memory, and with as many connections as there may be.
+//! An Envoy with little memory, and one with as many connections as its descriptors permit.
 
 use crate::{
     client::{Conversation, Kind, Outcome},
@@ -21,12 +21,12 @@ use std::{
 };
 use testbed::{Envoy, Host, Module, connect, envoy, for_each_module};
 
-for_each_module!(without_memory_nothing_is_misrouted);
+for_each_module!(no_connection_is_misrouted_without_enough_memory);
 
-/// The connections that fill Envoy's memory.
+/// The number of connections that fill Envoy's memory.
 const FLOODS: u64 = 100;
 
-/// How much more memory than at the start makes Envoy stop accepting connections, in bytes.
+/// The growth of the heap at which Envoy stops accepting connections, in bytes.
 const ALLOWED: u64 = 40 << 20;
 
 fn overload_manager(limit: u64) -> String {
@@ -48,14 +48,14 @@ static_resources:\n"
     )
 }
 
-/// Returns a number from what `/memory` answers.
+/// Returns a number from the answer of `/memory`.
 fn memory(envoy: &Envoy, name: &str) -> Result<u64> {
     let text = envoy.get("/memory")?;
     let line = text.lines().find(|line| line.contains(name)).with_context(|| format!("no {name}: {text}"))?;
     Ok(line.chars().filter(char::is_ascii_digit).collect::<String>().parse()?)
 }
 
-/// Sends without end to an egress that does not read, until Envoy takes no more.
+/// Sends to an egress that does not read, until Envoy accepts no more bytes.
 fn flood(last: u8) -> Result<TcpStream> {
     let mut stream = connect(Ipv4Addr::new(127, 3, 200, last).into(), LISTENER)?;
     let header = [&UNRECORDED.to_le_bytes()[..], &0u32.to_le_bytes(), &FLOOD.to_le_bytes()].concat();
@@ -65,15 +65,15 @@ fn flood(last: u8) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn without_memory_nothing_is_misrouted(module: Module) -> Result<()> {
+fn no_connection_is_misrouted_without_enough_memory(module: Module) -> Result<()> {
     in_a_network(|host| starve_of_memory(host, module.into()))
 }
 
-/// Connections that come while Envoy accepts none wait, and are then decided as usual.
+/// Connections that arrive while Envoy accepts none have to wait, and are then routed as usual.
 fn starve_of_memory(host: &Host, subject: Subject) -> Result<()> {
     const CONNECTIONS: u64 = 2_000;
     const STOPPED: &str = "overload.envoy.overload_actions.stop_accepting_connections.active";
-    // Little stays in the kernel, so that Envoy has to keep it.
+    // Small buffers in the kernel, so that Envoy has to buffer the data.
     for file in ["tcp_rmem", "tcp_wmem"] {
         fs::write(format!("/proc/sys/net/ipv4/{file}"), "4096 65536 131072")?;
     }
@@ -93,7 +93,7 @@ fn starve_of_memory(host: &Host, subject: Subject) -> Result<()> {
             let floods = floods.into_iter().map(|flood| flood.join().expect("a flood panicked"));
             let floods = floods.collect::<Result<Vec<_>>>()?;
             await_value(&envoy, STOPPED, 1).with_context(|| envoy.get("/memory").unwrap_or_default())?;
-            load.limit.store(CONNECTIONS, SeqCst); // the other half comes now
+            load.limit.store(CONNECTIONS, SeqCst); // lets the other half of the connections begin
             await_value(&envoy, STOPPED, 0)?; // once the egress has reset the floods
             drop(floods);
             Ok(())
@@ -104,7 +104,7 @@ fn starve_of_memory(host: &Host, subject: Subject) -> Result<()> {
     })?;
     await_value(&envoy, "listener.127.0.0.1_10000.downstream_cx_active", 0)?;
     let seen = egresses.stop()?;
-    // In the ledger the floods are clients that left; the ids are above all others.
+    // The ledger lists the floods as clients that left. Their ids are above all others.
     let floods = (1..=FLOODS).map(|last| Entry {
         id: CONNECTIONS + last,
         opened: 0,
@@ -120,7 +120,7 @@ fn starve_of_memory(host: &Host, subject: Subject) -> Result<()> {
     Ok(())
 }
 
-/// Returns how many files a process may open.
+/// Returns the number of files that a process may open.
 fn descriptor_limit() -> Result<u64> {
     let limits = fs::read_to_string("/proc/self/limits")?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
@@ -131,7 +131,7 @@ fn descriptor_limit() -> Result<u64> {
 fn ten_thousand_connections_are_held_for_a_minute() -> Result<()> {
     let is_short = connections()? < 100_000;
     let (most, time) = if is_short { (500, 2) } else { (10_000, 60) };
-    // Envoy and this process have two descriptors for each connection.
+    // Envoy and this process each use two descriptors per connection.
     let number = ((descriptor_limit()? - 400) / 2).min(most);
     for subject in Subject::ALL {
         let text = in_a_network(|host| hold(host, subject, number, Duration::from_secs(time)))?;
@@ -150,12 +150,12 @@ fn hold(host: &Host, subject: Subject, number: u64, time: Duration) -> Result<St
         Held::open((0..number).map(|index| Ipv4Addr::new(127, 1, (index / 250) as u8, (index % 250) as u8 + 1)))?;
     thread::sleep(time);
     let answered = held.ask() as u64;
-    ensure!(answered == number, "{answered} of {number} are answered in the end");
+    ensure!(answered == number, "only {answered} of {number} connections are answered at the end");
     let during = (resident(envoy.id())?, descriptors(envoy.id())?.len());
     drop(held);
     await_value(&envoy, "listener.127.0.0.1_10000.downstream_cx_active", 0)?;
     let accepted: u64 = egresses.stop()?.accepted.iter().sum();
-    ensure!(accepted == number, "{accepted} connections at the egresses");
+    ensure!(accepted == number, "the egresses accepted {accepted} connections, expected {number}");
     let kib = during.0 - before.0;
     Ok(format!(
         "{} KiB more, {:.1} KiB a connection; {} descriptors, {} before",

@@ -1,4 +1,4 @@
-//! An Envoy with each module, or with `tcp_proxy` alone, between clients and egresses in a network namespace of their own.
+//! An Envoy with either module, or with `tcp_proxy` alone, between clients and egresses in a separate network namespace.
 
 use crate::{
     egress::{Behaviour, Egresses},
@@ -18,7 +18,7 @@ use testbed::{Config, Envoy, Host, Module, envoy::value};
 /// The address of the listener.
 pub const LISTENER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_000);
 
-/// What decides about the connections.
+/// The filter under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// `tcp_proxy` alone, with weighted clusters as its table.
@@ -52,7 +52,7 @@ impl Subject {
         match self {
             Self::Plain => {
                 let text = config.text();
-                let filter = text.find("            - name: sluice\n").context("no filter")?;
+                let filter = text.find("            - name: sluice\n").context("no filter sluice")?;
                 let next = text.find("            - name: envoy.filters.network.tcp_proxy").context("no tcp_proxy")?;
                 let filter = text[filter..next].to_owned();
                 let weighted = "weighted_clusters: { clusters: CONFIGURATION }\n\n  clusters:";
@@ -103,7 +103,7 @@ impl SlowLink {
         command.args(["--pdeathsig", "KILL", "--", "python3"]).arg(testbed::root().join("tests/soak/slow_link.py"));
         let mut link = Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
         let mut line = String::new();
-        BufReader::new(link.0.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        BufReader::new(link.0.stdout.take().context("standard output is not a pipe")?).read_line(&mut line)?;
         ensure!(line == "up\n", "the slow link did not start");
         Ok(link)
     }
@@ -117,18 +117,18 @@ impl Drop for SlowLink {
     }
 }
 
-/// Runs this in a network namespace of its own.
+/// Runs `work` in a new network namespace.
 pub fn in_a_network<T: Send>(work: impl FnOnce(&Host) -> Result<T> + Send) -> Result<T> {
     let host = Host::alone()?;
     host.run(|| -> Result<T> {
-        // Envoy and the clients share them: connections to one egress differ only in the port.
+        // Envoy and the clients share these ports, and connections to one egress differ only in the port.
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "25000 65535")?;
         let _link = SlowLink::start(&host)?;
         work(&host)
     })
 }
 
-/// Does this with all subjects at the same time.
+/// Runs `work` with all subjects at the same time.
 pub fn at_once(work: impl Fn(Subject) -> Result<()> + Sync) -> Result<()> {
     thread::scope(|scope| {
         let threads = Subject::ALL.map(|subject| {
@@ -139,7 +139,7 @@ pub fn at_once(work: impl Fn(Subject) -> Result<()> + Sync) -> Result<()> {
     })
 }
 
-/// Waits until a counter or gauge has a value. It asks for this one only.
+/// Waits until a counter or gauge has this value. Queries only this one.
 pub fn await_value(envoy: &Envoy, name: &str, expected: u64) -> Result<()> {
     let started = Instant::now();
     loop {
@@ -152,17 +152,17 @@ pub fn await_value(envoy: &Envoy, name: &str, expected: u64) -> Result<()> {
     }
 }
 
-/// The resident memory of a process, in KiB.
+/// Returns the resident memory of a process, in KiB.
 pub fn resident(process: u32) -> Result<i64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// What the file descriptors of a process are, sorted.
+/// Returns the targets of a process's file descriptors, sorted.
 pub fn descriptors(process: u32) -> Result<Vec<String>> {
     let files = fs::read_dir(format!("/proc/{process}/fd"))?;
-    // A descriptor may go while they are listed.
+    // A descriptor may be closed while the folder is read.
     let mut kinds: Vec<String> = files
         .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
         .map(|target| target.to_string_lossy().into_owned())
@@ -171,7 +171,7 @@ pub fn descriptors(process: u32) -> Result<Vec<String>> {
     Ok(kinds)
 }
 
-/// Waits until a process has no more file descriptors than these.
+/// Waits until a process has no more file descriptors than these. Returns their number.
 pub fn await_descriptors(process: u32, before: &[String]) -> Result<usize> {
     let started = Instant::now();
     loop {

@@ -19,10 +19,10 @@ use std::{
 };
 use testbed::{Config, Envoy, Host, connect, envoy};
 
-/// The number of connections that are open all the time.
+/// The number of connections that stay open throughout.
 const HELD: u8 = 50;
 
-/// How long the old Envoy lives after a hot restart.
+/// The time after a hot restart at which the old Envoy ends.
 const PARENT_LIVES: Duration = Duration::from_secs(6);
 
 /// Open connections, each of which has been answered once.
@@ -33,11 +33,11 @@ impl Held {
     pub fn open(sources: impl Iterator<Item = Ipv4Addr>) -> Result<Self> {
         let streams = sources.map(|source| connect(source.into(), LISTENER));
         let mut held = Self(streams.collect::<Result<_>>()?);
-        ensure!(held.ask() == held.0.len(), "not all connections are answered at first");
+        ensure!(held.ask() == held.0.len(), "not all new connections are answered");
         Ok(held)
     }
 
-    /// Sends a request on each connection and returns how many are answered.
+    /// Sends a request on each connection and returns the number of answers.
     pub fn ask(&mut self) -> usize {
         let payload = Random(7).payload();
         let request = request(UNRECORDED, 0, &payload);
@@ -52,23 +52,23 @@ fn held() -> Result<Held> {
     Held::open((1..=HELD).map(|last| Ipv4Addr::new(127, 1, 200, last)))
 }
 
-/// What happened to the connections.
+/// The effect of a restart on connections.
 #[derive(Debug, PartialEq, Eq)]
 struct Kept {
-    /// Of those that were open all the time.
+    /// The number of connections that were held open and kept.
     held: usize,
-    /// Of those that came meanwhile, as a whole or in a way that their egress explains.
+    /// Whether every connection that arrived meanwhile had an outcome that its egress explains.
     right: bool,
 }
 
-/// Returns a configuration that sends the sources of the connections that are held to an egress that answers.
+/// Returns a configuration that routes the held connections to egresses that answer.
 fn config(subject: Subject) -> Result<Config> {
     let answering = "[{name: a-fast0, weight: 1}, {name: a-fast1, weight: 1}, {name: a-fast2, weight: 1}]";
     let table = if subject == Subject::Plain { answering.to_owned() } else { subject.table(0) };
     subject.config()?.with("CONFIGURATION", &table)
 }
 
-/// Runs clients while this happens, and checks each of their connections.
+/// Runs clients during `work`, and checks each of their connections.
 fn under_load(subject: Subject, work: impl FnOnce() -> Result<(usize, Envoy)>) -> Result<Kept> {
     let egresses = egresses()?;
     let load = Load::new(subject);
@@ -115,14 +115,14 @@ fn hot_restart(host: &Host, subject: Subject) -> Result<Kept> {
         }
         let started = Instant::now();
         while fs::read_link(format!("/proc/{}/exe", old.id())).is_ok() {
-            ensure!(started.elapsed() < testbed::DEADLINE, "the old Envoy does not end");
+            ensure!(started.elapsed() < testbed::DEADLINE, "the old Envoy did not end");
             thread::sleep(Duration::from_millis(100));
         }
-        thread::sleep(Duration::from_secs(1)); // clients of the new one alone
+        thread::sleep(Duration::from_secs(1)); // the new Envoy alone serves the clients
         ensure!(new.stat("server.hot_restart_epoch")? == 1, "{}", new.end_of_log());
         Ok((kept, new))
     });
-    _ = fs::remove_file(format!("/dev/shm/envoy_shared_memory_{base}0")); // Envoy leaves it
+    _ = fs::remove_file(format!("/dev/shm/envoy_shared_memory_{base}0")); // Envoy does not remove it
     kept
 }
 
@@ -135,7 +135,7 @@ fn draining_keeps_established_connections() -> Result<()> {
     })
 }
 
-/// Drains the listeners, and returns how many established connections are answered until after new ones are refused.
+/// Drains the listeners until they refuse new connections. Returns the number of established connections that are still answered.
 fn drain(host: &Host, subject: Subject) -> Result<usize> {
     let egresses = egresses()?;
     let arguments = ["--drain-time-s", "2"];

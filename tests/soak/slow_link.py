@@ -1,7 +1,7 @@
-"""A network link with a delay and a loss: 100 ms each way, and every fiftieth packet, at random.
+"""A network link that delays packets by 100 ms each way and drops 2 % of them at random.
 
-It stands in for `tc netem`, which not every kernel has. Whoever sends a packet into the device gets it back with source and
-destination exchanged, so a server at 10.9.0.1 is reached as 10.9.0.2, and both directions pass here. The checksums stay right.
+It replaces `tc netem`, which some kernels lack. A packet that is sent into the device comes back with source and destination
+exchanged. So a server at 10.9.0.1 is reached as 10.9.0.2, and both directions pass through here. The checksums stay valid.
 """
 
 import collections, fcntl, os, random, select, struct, subprocess, time

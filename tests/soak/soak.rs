@@ -1,4 +1,4 @@
-//! Many connections, while the table is replaced by valid, invalid and hostile ones in turn.
+//! Many connections, while valid, invalid and hostile tables replace the current one in turn.
 
 use crate::{
     ledger::{Sums, check, compare},
@@ -15,35 +15,35 @@ use std::{
 };
 use testbed::{Host, Watching, envoy, envoy::value};
 
-/// How much more an Envoy with a module may grow than the plain one, in KiB.
+/// How much more an Envoy with a module may grow than a plain one, in KiB.
 const TOLERANCE: i64 = 2_048;
 
-/// Growth counts after this number of connections, or after a tenth of all in a run of less than twice as many.
+/// The number of connections after which growth counts. A run with less than twice as many counts after a tenth of them.
 const WARM_UP: u64 = 100_000;
 
-/// How many connections to make with each subject: CONNECTIONS, or a million.
+/// Returns the number of connections to make with each subject: the environment variable CONNECTIONS, or one million.
 pub fn connections() -> Result<u64> {
     match env::var("CONNECTIONS") {
-        Ok(number) => number.parse().context("CONNECTIONS: not a number"),
+        Ok(number) => number.parse().context("CONNECTIONS is not a number"),
         Err(_) => Ok(1_000_000),
     }
 }
 
-/// Replacements of the table in a run: 200, or one in a thousand connections if that is less.
+/// Returns the number of replacements in a run: one per thousand connections, from 3 to 200.
 fn replacements(connections: u64) -> u32 {
     (connections / 1_000).clamp(3, 200) as u32
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Grown {
-    /// How much Envoy's resident memory grew after the warm-up.
+    /// The growth of Envoy's resident memory after the warm-up.
     kib: i64,
-    /// The sums of the ledger.
+    /// A summary of the ledger and the counters.
     pub text: String,
 }
 
 #[test]
-fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<()> {
+fn every_connection_reaches_the_cluster_of_a_table_in_force_around_its_arrival() -> Result<()> {
     let connections = connections()?;
     let mut plain = None;
     for subject in Subject::ALL {
@@ -53,7 +53,7 @@ fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<(
         let took = started.elapsed().as_secs_f64();
         println!("{subject:?}: {connections} connections in {took:.0} s: {}", grown.text);
         let allowed = plain.get_or_insert(grown.kib.max(0));
-        // In a short run it is the buffers of the first connections that differ.
+        // In a short run, the buffers of the first connections dominate the difference.
         if connections >= 2 * WARM_UP {
             ensure!(grown.kib <= *allowed + TOLERANCE, "{subject:?} grew by {} KiB, plain by {allowed}", grown.kib);
         }
@@ -61,8 +61,8 @@ fn every_connection_goes_where_a_table_around_its_arrival_sends_it() -> Result<(
     Ok(())
 }
 
-/// Connects and replaces the table, and checks all connections and counters. `disturb` disturbs Envoy as long as its result
-/// exists.
+/// Makes connections while replacing the table, and checks all connections and counters. The disturbance lasts until the result
+/// of `disturb` is dropped.
 pub fn run<T>(
     host: &Host,
     subject: Subject,
@@ -76,7 +76,7 @@ pub fn run<T>(
     let config = subject.config()?;
     let envoy = Watching::start(Some(host), &envoy::program()?, &config, &subject.table(0), &arguments)?;
     let load = Load::new(subject);
-    // From the first replacement on, Envoy holds its listening sockets twice: those in use and those of the newest listener.
+    // After the first replacement, Envoy holds two sets of listening sockets: those in use and those of the newest listener.
     accept(&load, &envoy, subject)?;
     let descriptors_before = descriptors(envoy.id())?;
     let disturbance = disturb(&envoy)?;
@@ -90,12 +90,12 @@ pub fn run<T>(
     for gauge in ["listener.127.0.0.1_10000.downstream_cx_active", "listener_manager.total_filter_chains_draining"] {
         await_value(&envoy, gauge, 0)?;
     }
-    thread::sleep(Duration::from_secs(1)); // for the last connections to the egresses to end
+    thread::sleep(Duration::from_secs(1)); // until the last connections to the egresses have ended
     let kib = resident(envoy.id())? - warm.resident;
     let descriptors_after = await_descriptors(envoy.id(), &descriptors_before)?;
     let seen = egresses.stop()?;
-    let removed = load.removed.lock().expect("no client panicked");
-    let sums = check(&entries, &load.sent_at.lock().expect("no client panicked"), &seen, subject)?;
+    let removed = load.removed.lock().expect("a client panicked");
+    let sums = check(&entries, &load.sent_at.lock().expect("a client panicked"), &seen, subject)?;
     let counters = compare(&entries, &sums, &seen, &removed, subject, &envoy)?;
     let Sums { answered, closed, cut, left, .. } = sums;
     let text = format!(
@@ -113,7 +113,7 @@ struct Warm {
     rejected: u64,
 }
 
-/// Replaces the table at equal numbers of connections. Returns the resident memory after the warm-up.
+/// Replaces the table at regular intervals, measured in connections. Returns the resident memory after the warm-up.
 fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) -> Result<Warm> {
     let replacements = replacements(connections);
     let step = connections / u64::from(replacements + 1);
@@ -148,27 +148,27 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
     Ok(warm)
 }
 
-/// Replaces the table by the next generation, and waits until all workers use it.
+/// Replaces the table with the next generation, and waits until all workers use it.
 fn accept(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
     load.await_connections_before(load.confirmed.load(SeqCst));
     let generation = load.send();
     envoy.replace(&subject.table(generation))?;
     await_value(envoy, "listener_manager.listener_in_place_updated", generation.into())?;
     if subject == Subject::Native {
-        note_counters_that_end(load, envoy, generation - 1)?;
+        record_ending_counters(load, envoy, generation - 1)?;
     }
-    // The last worker has then removed what it used before.
+    // At 0, the last worker has removed the filter chain of the previous table.
     await_value(envoy, "listener_manager.total_filter_chains_draining", 0)?;
     load.confirmed.store(generation, SeqCst);
     Ok(())
 }
 
-/// Notes the counters of the clusters of a replaced table. With the native module, Envoy removes them with the table, after the
-/// drain time. No worker uses the table any more a second after its replacement.
-fn note_counters_that_end(load: &Load, envoy: &Watching, generation: u32) -> Result<()> {
+/// Records the counters for the clusters of a replaced table. With the native module, Envoy removes them with the table, after
+/// the drain time. One second after its replacement, no worker uses the table any more.
+fn record_ending_counters(load: &Load, envoy: &Watching, generation: u32) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     let stats = envoy.get("/stats?filter=^wasmcustom.sluice.routed")?;
-    let mut removed = load.removed.lock().expect("no client panicked");
+    let mut removed = load.removed.lock().expect("a client panicked");
     for cluster in (0..ROLES.len()).map(|role| cluster(generation, role)) {
         let name = format!("wasmcustom.sluice.routed.{}", name(cluster));
         ensure!(stats.contains(&name), "{name} was removed too early:\n{stats}");

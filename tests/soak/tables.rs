@@ -1,15 +1,15 @@
-//! The tables that replace each other, and what they decide about a source.
+//! The successive tables, and their decision for each source.
 
 use std::net::Ipv4Addr;
 
-/// The clusters of a table, by their role. Each of the [`SETS`] of clusters has one of each.
+/// The roles of a table's clusters. Each of the [`SETS`] sets has one cluster per role.
 pub const ROLES: [&str; 7] = ["fast0", "fast1", "fast2", "restarts", "silent", "resets", "slow"];
 pub const RESTARTS: usize = 3;
 pub const SILENT: usize = 4;
 pub const RESETS: usize = 5;
 pub const SLOW: usize = 6;
 
-/// The number of disjoint sets of clusters. Successive tables take successive ones.
+/// The number of disjoint sets of clusters. Successive tables use successive sets.
 pub const SETS: usize = 4;
 
 /// The index of the cluster of `tcp_proxy`.
@@ -29,7 +29,7 @@ pub fn name(cluster: usize) -> String {
     }
 }
 
-/// What every table decides about a source, up to the set of clusters.
+/// The decision of every table for a source, apart from the set of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Role(usize),
@@ -37,7 +37,7 @@ pub enum Verdict {
     Denied,
 }
 
-/// The second octet of a source selects the route, the last one a fast cluster.
+/// Returns the decision for a source. Its second octet selects the route, and its last octet a fast cluster.
 pub fn verdict(source: Ipv4Addr) -> Verdict {
     match source.octets() {
         [_, 1, _, last] => Verdict::Role(last as usize % 3),
@@ -67,7 +67,7 @@ pub fn table(generation: u32) -> String {
     )
 }
 
-/// Returns the clusters of a generation for a `tcp_proxy` alone, which splits connections among them by weight.
+/// Returns the clusters of a generation for `tcp_proxy` alone, which distributes connections among them by weight.
 pub fn weighted(generation: u32) -> String {
     let weights = [310, 310, 310, 8, 4, 5, 3];
     let clusters: Vec<String> = weights
@@ -78,7 +78,7 @@ pub fn weighted(generation: u32) -> String {
     format!("[{}]", clusters.join(", "))
 }
 
-/// Returns a table with a mistake.
+/// Returns an invalid table.
 pub fn invalid(index: usize) -> String {
     const TABLES: [&str; 8] = [
         r#"{"routes": [{"clusters": []}], "otherwise": "deny"}"#,
@@ -93,7 +93,7 @@ pub fn invalid(index: usize) -> String {
     TABLES[index % TABLES.len()].to_owned()
 }
 
-/// Returns a text that means to break its reader.
+/// Returns a text that is designed to break the parser.
 pub fn hostile(index: usize) -> String {
     let route = r#"{"clusters": ["a-fast0"]}"#;
     match index % 8 {

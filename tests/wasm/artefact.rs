@@ -1,4 +1,4 @@
-//! The shipped module as a file: its imports, exports and size, and that its bytes depend only on the sources and the compiler.
+//! The shipped module as a file: its imports, exports and size, and its reproducibility from another checkout.
 
 use std::{env, fs, path::Path, process::Command};
 use testbed::module::{sdk, shipped};
@@ -28,11 +28,11 @@ fn imports_and_exports_match_the_goldens() {
 }
 
 #[test]
-fn the_shipped_module_is_within_its_budget_and_smaller_than_that_of_a_plain_build() {
+fn the_shipped_module_is_within_its_size_budget_and_smaller_than_a_plain_build() {
     let [shipped, sdk] = [shipped(), sdk()].map(|path| path.unwrap().metadata().unwrap().len());
     let budget: u64 = golden("size-budget").trim().parse().unwrap();
-    assert!(shipped <= budget, "{shipped} bytes of {budget}");
-    assert!(shipped < sdk, "{shipped} and {sdk} bytes");
+    assert!(shipped <= budget, "{shipped} bytes exceed the budget of {budget}");
+    assert!(shipped < sdk, "the shipped module has {shipped} bytes, a plain build {sdk}");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn another_checkout_runs_the_demo_and_builds_the_same_bytes() {
     let our_home =
         env::var_os("CARGO_HOME").map_or_else(|| Path::new(&env::var_os("HOME").unwrap()).join(".cargo"), Into::into);
     fs::create_dir_all(home.join("registry")).unwrap();
-    // Downloads are shared. The sources are unpacked again, so they are compiled from another path.
+    // Both checkouts share downloads. Cargo unpacks the sources again, so it compiles them from another path.
     for shared in ["registry/cache", "registry/index", "config.toml"] {
         if our_home.join(shared).exists() {
             std::os::unix::fs::symlink(our_home.join(shared), home.join(shared)).unwrap();
@@ -57,12 +57,12 @@ fn another_checkout_runs_the_demo_and_builds_the_same_bytes() {
         out.into_owned()
     };
     let shown = run("demo");
-    assert!(shown.contains("the shipped one but for the step wasm-opt"), "{shown}");
+    assert!(shown.contains("the shipped module without the wasm-opt step"), "{shown}");
     assert!(!copy.join(testbed::DIST).exists(), "the demo built a module in dist that is not the shipped one");
     run("build-wasm");
     assert!(home.join("registry/src").exists(), "the other CARGO_HOME was not used");
     let (ours, theirs) = (fs::read(shipped().unwrap()).unwrap(), fs::read(copy.join(testbed::DIST)).unwrap());
-    assert!(ours == theirs, "{} and {} bytes that differ", ours.len(), theirs.len());
+    assert!(ours == theirs, "the two modules differ: {} and {} bytes", ours.len(), theirs.len());
 }
 
 fn copy_tree(from: &Path, to: &Path) {

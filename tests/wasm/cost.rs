@@ -1,4 +1,4 @@
-//! Instructions and memory of the shipped module: numbers that are the same on every machine. `make bench` measures time.
+//! Instructions and memory of the shipped module, which are the same on every machine. `make bench` measures time.
 
 use crate::{
     modules::{ROOT, STREAM, set_source},
@@ -7,10 +7,10 @@ use crate::{
 use std::{env, fmt::Write, fs};
 use testbed::{config::table_of, module::shipped};
 
-/// How much a number may differ from its golden, in percent: other compilers generate slightly different code.
+/// The permitted difference from the golden, in percent. Other compilers generate slightly different code.
 const MARGIN: u64 = 3;
 
-/// Returns the fuel to load each configuration and to decide a connection by its last route, one line for each.
+/// Returns one line per configuration: the fuel to load it, and to decide a connection that only its last route matches.
 fn measure() -> String {
     let mut figures = String::new();
     for (name, configuration) in
@@ -51,7 +51,7 @@ fn fuel_matches_the_golden() {
         let difference = number.abs_diff(expected);
         assert!(
             difference * 100 <= expected * MARGIN,
-            "{number}, not {expected}; UPDATE=1 accepts the measured numbers:\n{measured}"
+            "expected {expected}, measured {number}; UPDATE=1 accepts the measured numbers:\n{measured}"
         );
     }
 }
@@ -64,7 +64,7 @@ fn memory_does_not_grow_after_the_first_thousand_connections() {
     let mut size = 0;
     for connection in 0..200_000_u32 {
         if connection % 1_000 == 0 {
-            // Addresses of different lengths, and pipes of growing length.
+            // IPv4 and IPv6 addresses, and pipe paths of growing length.
             let source = match connection / 1_000 % 3 {
                 0 => format!("10.0.{}.2:{}", connection % 256, connection % 65_536),
                 1 => format!("[2001:db8::{:x}]:443", connection % 65_536),

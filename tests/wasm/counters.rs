@@ -1,4 +1,4 @@
-//! Counters.
+//! The counters of the built modules.
 
 use crate::{
     modules::{ROOT, STREAM, configured, modules, override_by, set_source},

@@ -1,4 +1,4 @@
-//! Decisions about connections: the calls of the host that carry them out, and what is logged.
+//! Decisions about connections: the host calls that carry them out, and the log lines.
 
 use crate::{
     log_lines::{CLOSED, KEPT},

@@ -1,4 +1,4 @@
-//! Configurations at and beyond the limits, the work to load them, and memory.
+//! Configurations at and beyond the limits, and the work and memory that they take.
 
 use crate::{
     modules::{ROOT, STREAM, configured, modules, override_by, set_destination, set_source, shipped_module},
@@ -62,7 +62,7 @@ fn a_configuration_that_is_too_large_is_rejected_without_copying_it() {
             assert!(!vm.configure(ROOT, &padded(size)), "{module}: {size}");
             assert_eq!(vm.host().logged(ERROR), ["sluice: plugin configuration: longer than 262144 bytes"], "{module}");
             assert!(!vm.host().calls.contains(&Call::Configuration), "{module}: {size}");
-            assert!(vm.memory_size() - before <= 1 << 16, "{module}: {size}"); // the SDK's contexts
+            assert!(vm.memory_size() - before <= 1 << 16, "{module}: {size}"); // for the SDK's contexts
         }
     }
 }
@@ -80,7 +80,7 @@ fn the_work_to_load_a_configuration_is_linear() {
     assert!(full * 100 <= half * 210, "{full} for twice the routes of {half}");
 }
 
-/// The new root context is configured before the old one is deleted, and both have connections, as in a proxy.
+/// As in a proxy, the new root context is configured before the old one is deleted, and both have connections.
 #[test]
 fn memory_does_not_grow_with_connections_and_configurations() {
     let tables = ["istio".to_owned(), table_of(200), table_of(3)].map(String::into_bytes);
@@ -119,6 +119,6 @@ fn an_allocation_that_exceeds_the_memory_returns_null() {
     while vm.call("malloc", &[1 << 20]) != 0 {
         allocated += 1;
     }
-    assert_eq!(allocated, 15, "of 16 MiB");
-    assert!(vm.configure(ROOT, b"standalone"), "less than 1 MiB is left");
+    assert_eq!(allocated, 15, "the number of MiB that can be allocated of 16");
+    assert!(vm.configure(ROOT, b"standalone"), "a preset must load with less than 1 MiB of free memory");
 }

@@ -1,5 +1,5 @@
-//! The built modules in a WebAssembly engine: the shipped one with its own entry points, and the one that a plain
-//! `cargo build` gives, on the SDK's dispatcher. `make test` builds them.
+//! The built modules in a WebAssembly engine: the shipped module with its own entry points, and the module of a plain
+//! `cargo build`, which uses the SDK's dispatcher. `make test` builds them.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The modules under test, and what the tests do with them.
+//! The modules under test, and helpers that configure them and set up connections.
 
 use crate::vm::{ERROR, Vm};
 use testbed::module::{sdk, shipped};
@@ -38,7 +38,7 @@ pub fn set_destination(vm: &mut Vm, destination: &[u8]) {
     vm.host().properties.insert("destination.address", destination.to_vec());
 }
 
-/// The encoded `SetEnvoyFilterStateArguments` that override the cluster.
+/// Returns the encoded `SetEnvoyFilterStateArguments` that override the cluster.
 ///
 /// ```text
 /// path   0x0a 23 "envoy.tcp_proxy.cluster"

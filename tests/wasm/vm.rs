@@ -1,4 +1,4 @@
-//! A proxy-wasm host: runs a module in a WebAssembly engine, answers its calls as a test asks, and records them.
+//! A proxy-wasm host. It runs a module in a WebAssembly engine, answers calls as a test specifies, and records them.
 
 use std::{collections::HashMap, fs, path::Path};
 use wasmi::{
@@ -31,10 +31,10 @@ pub enum Call {
 /// The answers of the host, and the calls that it has recorded.
 #[derive(Default)]
 pub struct Host {
-    /// Property paths, with dots between their segments, and their values. Other properties are not found.
+    /// The values of properties by path, with dots between the segments. Other properties are not found.
     pub properties: HashMap<&'static str, Vec<u8>>,
     pub configuration: Vec<u8>,
-    /// Functions of the ABI or property paths, and the status that they return instead of doing anything.
+    /// The status that a function of the ABI, or a property path, returns instead of taking effect.
     pub statuses: HashMap<&'static str, u32>,
     pub log_level: u32,
     pub calls: Vec<Call>,
@@ -115,7 +115,7 @@ impl Vm {
         self.store.data_mut()
     }
 
-    /// Returns the calls since the last time.
+    /// Returns the recorded calls and clears them.
     pub fn take_calls(&mut self) -> Vec<Call> {
         std::mem::take(&mut self.host().calls)
     }
@@ -146,7 +146,7 @@ impl Vm {
         results.first().and_then(Val::i32).unwrap_or(0).cast_unsigned()
     }
 
-    /// Returns how much was executed so far, in the engine's fuel: weighted instructions.
+    /// Returns the fuel that was consumed so far: the engine's weighted count of executed instructions.
     pub fn executed(&self) -> u64 {
         u64::MAX - self.store.get_fuel().unwrap()
     }

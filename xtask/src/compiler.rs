@@ -1,24 +1,24 @@
-//! The compiler: the one that rust-toolchain.toml pins, or Debian's where rustup cannot fetch that (setup.sh decides
+//! The compiler: the one that rust-toolchain.toml pins, or Debian's if rustup cannot fetch that one (setup.sh decides
 //! which of them comes first in PATH).
 
 use anyhow::{Context, Result};
 use std::{env, fs, path::Path};
 use xshell::{Cmd, Shell, cmd};
 
-/// Debian's compiler brings neither a linker for WebAssembly nor its std.
+/// Debian's compiler includes neither a linker nor a std for WebAssembly.
 const DEBIAN_LINKER: [&str; 2] = ["-Clinker-flavor=wasm-ld", "-Clinker=wasm-ld-22"];
 
-/// The compiler that PATH gives.
+/// The compiler in PATH.
 pub struct Compiler {
-    /// Where its own libraries stand.
+    /// The folder of its own libraries.
     pub sysroot: String,
     version: String,
     pinned: bool,
     debian: bool,
 }
 
-/// The cargo that called us, else the one in PATH, without what it told us of our own package: build scripts watch that,
-/// and would run again, for minutes, because another package's cargo called them.
+/// The cargo that called us, else the one in PATH, without the variables about our own package: build scripts watch
+/// these, and would run again, for minutes.
 pub fn cargo(sh: &Shell) -> Cmd<'_> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let ours = env::vars().map(|(name, _)| name);
@@ -26,7 +26,7 @@ pub fn cargo(sh: &Shell) -> Cmd<'_> {
     ours.fold(cmd!(sh, "{cargo}"), |command, name| command.env_remove(name))
 }
 
-/// Finds out which compiler it is.
+/// Identifies the compiler.
 pub fn find(sh: &Shell, root: &Path) -> Result<Compiler> {
     let toolchain = fs::read_to_string(root.join("rust-toolchain.toml")).context("rust-toolchain.toml")?;
     let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = "));
@@ -39,7 +39,7 @@ pub fn find(sh: &Shell, root: &Path) -> Result<Compiler> {
 }
 
 impl Compiler {
-    /// Which compiler it is, in words.
+    /// A description of the compiler.
     pub fn describe(&self) -> String {
         let origin = match (self.pinned, self.debian) {
             (true, _) => "pinned by rust-toolchain.toml",
@@ -49,7 +49,7 @@ impl Compiler {
         format!("{} ({origin})", self.version)
     }
 
-    /// The flags that keep the paths of this machine out of a module. Without them, two folders give two files.
+    /// The flags that keep the paths of this machine out of a module. Without them, the bytes depend on the folder.
     pub fn remap(&self, root: &Path) -> Result<Vec<String>> {
         let cargo_home = match env::var("CARGO_HOME") {
             Ok(home) if !home.is_empty() => home,
@@ -60,12 +60,12 @@ impl Compiler {
         Ok(paths.map(|(from, to)| format!("--remap-path-prefix={from}={to}")).into())
     }
 
-    /// What the shipped module needs in rustc's flags to be linked.
+    /// The flags of rustc that link the shipped module.
     pub fn linker(&self) -> &'static [&'static str] {
         if self.debian { &DEBIAN_LINKER } else { &[] }
     }
 
-    /// The arguments with which a plain cargo command is for the module's target.
+    /// The arguments that make a plain cargo command build for the module's target.
     pub fn module_target(&self) -> &'static [&'static str] {
         if self.debian {
             &["--target", "wasm32-unknown-unknown", "-Zbuild-std=std,panic_abort"]

@@ -71,12 +71,12 @@ pub fn traffic(module: &Path) -> Result<()> {
     }
     table.end(|| running.end_of_log())?;
     if module.ends_with("target/shipped/sluice.wasm") {
-        println!("The module is the shipped one but for the step wasm-opt, which `make build-wasm` adds.");
+        println!("This is the shipped module without the wasm-opt step, which `make build-wasm` adds.");
     }
     match (config::has_ipv6(), in_namespace) {
-        (false, _) => println!("IPv6: there is none here, so all sources are IPv4."),
+        (false, _) => println!("IPv6: not available here, so all sources are IPv4."),
         (true, false) => {
-            println!("IPv6: ::1 is the only source, as a network namespace with others cannot be made here.")
+            println!("IPv6: ::1 is the only source, as no network namespace with others can be created here.")
         }
         (true, true) => {}
     }

@@ -1,5 +1,5 @@
-//! `make docker-demo`: the containers of `envoy-docker/compose.yaml` on the Docker engine that runs here, and who
-//! answered their connections.
+//! `make docker-demo`: runs the containers of `envoy-docker/compose.yaml` on this machine's Docker engine, and shows which egress
+//! answered each connection.
 
 use crate::{module, native, root, table::Table};
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +13,7 @@ use testbed::{Module, envoy};
 /// The application behind the sidecar.
 const APPLICATION: [&str; 2] = ["172.30.80.10", "fd00:172:30:80::11"];
 
-/// The clients that speak to a proxy's port, and where that is.
+/// The clients of the standalone proxy and their addresses, then the proxy's addresses.
 const CLIENTS: [(&str, &str); 4] = [
     ("client-even", "172.30.80.4"),
     ("client-odd", "172.30.80.5"),
@@ -22,7 +22,7 @@ const CLIENTS: [(&str, &str); 4] = [
 ];
 const STANDALONE: [&str; 2] = ["172.30.80.30", "fd00:172:30:80::30"];
 
-/// What the application connects to, and the routers as that sees them.
+/// The destination's addresses, then those of the routers as the destination sees them, with their egress.
 const DESTINATION: [&str; 2] = ["198.51.100.80", "2001:db8::80"];
 const ROUTERS: [(&str, &str); 4] = [
     ("198.51.100.21", "egress1"),
@@ -31,7 +31,7 @@ const ROUTERS: [(&str, &str); 4] = [
     ("2001:db8::22", "egress2"),
 ];
 
-/// What must answer before there is traffic, and a container that reaches it.
+/// The containers that can reach an endpoint, and the endpoints, which must answer before there is traffic.
 const READY: [(&str, &str); 4] = [
     ("egress1", "127.0.0.1:9901/ready"),
     ("client-even", "egress-router1:8082/ready"),
@@ -85,13 +85,13 @@ fn traffic(compose: &Compose) -> Result<()> {
     table.end(|| {
         compose.read(&["logs", "--no-color", "sidecar", "standalone"]).unwrap_or_else(|error| format!("{error:#}"))
     })?;
-    println!("The first four were redirected to the sidecar, and the destination told which router they came by;");
-    println!("the others spoke to the standalone proxy's port.");
+    println!("The first four were redirected to the sidecar, and the destination showed which router they came from;");
+    println!("the others connected to the standalone proxy's port.");
     identities(compose)?;
     Ok(())
 }
 
-/// Prints the identities that the routers verified and the sources that these claimed, from the routers' access logs.
+/// Prints the verified identities and the claimed sources, from the routers' access logs.
 fn identities(compose: &Compose) -> Result<()> {
     println!("\n{:<16} {:<32} {:<26} destination", "router", "identity", "source");
     for router in ["egress-router1", "egress-router2"] {
@@ -117,7 +117,7 @@ fn router(answer: &str) -> Result<String> {
     Ok(egress.with_context(|| format!("the destination was reached from {source}"))?.to_owned())
 }
 
-/// Docker Compose, version 2 or the older program, in the folder of `compose.yaml`.
+/// Docker Compose, version 2 or docker-compose 1.29, in the folder of `compose.yaml`.
 struct Compose {
     program: &'static [&'static str],
     files: &'static [&'static str],
@@ -158,21 +158,21 @@ impl Compose {
         Ok(())
     }
 
-    /// What it writes to its standard output.
+    /// Returns the standard output of a Compose command.
     fn read(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        let why = said.lines().last().unwrap_or_default(); // after the older program's trace of calls
+        let why = said.lines().last().unwrap_or_default(); // docker-compose 1.29 prints a stack trace before it
         ensure!(output.status.success(), "{} {}: {why}", self.program.join(" "), arguments.join(" "));
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// What a command says in a service's container.
+    /// Returns the output of a command in a service's container.
     fn inside(&self, service: &str, command: &[&str]) -> Result<String> {
         self.read(&[&["exec", "-T", service], command].concat())
     }
 
-    /// A counter of an Envoy, by this command in the container of this service.
+    /// Returns a counter of an Envoy, read with this command in the container of this service.
     fn stat(&self, (service, command): (&str, &[&str]), name: &str) -> Result<u64> {
         envoy::value(&self.inside(service, command)?, name)
     }

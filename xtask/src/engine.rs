@@ -1,5 +1,5 @@
-//! A Docker engine of the tests' own, with the images that `envoy-docker/compose.yaml` asks for. It has namespaces of
-//! its own for network, mounts and processes: no other engine notices it, and all that it runs goes with it.
+//! A Docker engine for the tests, with the images that `envoy-docker/compose.yaml` uses. It has its own network, mount and
+//! PID namespaces: it does not affect other engines, and everything that it runs ends with it.
 
 use crate::{images::Root, root};
 use anyhow::{Context, Result, bail, ensure};
@@ -25,16 +25,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts an engine with the images; the inner error says why none can be started here.
+    /// Starts an engine with the images. The inner error says why no engine can be started here.
     pub fn start(program: &Path) -> Result<Result<Self, String>> {
         let sh = Shell::new()?;
         if cmd!(sh, "id -u").quiet().read()? != "0" {
             return Ok(Err("only root may start a Docker engine".into()));
         }
-        // Not in /tmp, which may be held in memory.
+        // Not in /tmp, which may be in memory.
         let store = Rc::new(TempDir::new_in(root()?.join("target"))?);
         let envoy = EnvoyImage::new(program)?;
-        // What is built needs the network of this machine, what is run is to have its own.
+        // Builds need the network of this machine. The second engine, for the tests, has a network of its own.
         let on_this_network = ["--bridge=none", "--iptables=false", "--ip-forward=false"];
         let started = Self::launch(&store, &[], &on_this_network).and_then(|engine| {
             engine.call(&["import", "--change", "ENV PATH=/usr/local/bin", &envoy.archive, &envoy.name])?;
@@ -50,7 +50,7 @@ impl Engine {
             let serve = ["envoy", "--config-yaml", "admin: {}"];
             let run = ["run", "--detach", "--network", "trial", "--name", "trial", &envoy.name];
             engine.call(&[&run[..], &serve].concat())?;
-            // In a chroot this one fails: a container that is entered later shows the machine's root, not its own.
+            // In a chroot this fails: `exec` sees the root of the machine instead of the container's.
             engine.call(&["exec", "trial", "envoy", "--version"])?;
             engine.call(&["rm", "--force", "trial"])?;
             engine.call(&["network", "rm", "trial"])?;
@@ -60,7 +60,7 @@ impl Engine {
     }
 
     fn launch(store: &Rc<TempDir>, namespaces: &[&str], arguments: &[&str]) -> Result<Self> {
-        let folder = TempDir::new()?; // a short path, as those of sockets must be
+        let folder = TempDir::new()?; // a short path, as required for sockets
         let log = File::create(folder.path().join("log"))?;
         let at = |name: &str| folder.path().join(name);
         let process = Command::new("setpriv")
@@ -107,7 +107,7 @@ impl Engine {
         }
     }
 
-    /// Where it listens, as `DOCKER_HOST` says it.
+    /// The address of the engine, in the form of `DOCKER_HOST`.
     pub fn host(&self) -> String {
         host(self.folder.path())
     }
@@ -125,8 +125,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Its base comes from debootstrap, not from a registry, and its packages from Debian's mirror, as its Dockerfile
-    /// says.
+    /// Builds the tools' image. The base comes from debootstrap, not from a registry, and the packages come from Debian's
+    /// mirror, as in the Dockerfile.
     fn make_tools_image(&self) -> Result<()> {
         let root = root()?;
         let sh = Shell::new()?;
@@ -137,7 +137,7 @@ impl Engine {
             println!("making the base of the tools' image by debootstrap");
             cmd!(sh, "debootstrap --variant=minbase bookworm {tree}").quiet().ignore_stdout().run()?;
             cmd!(sh, "tar --create --file {archive} --directory {tree} .").quiet().run()?;
-            fs::rename(archive, &base)?; // only a whole one counts
+            fs::rename(archive, &base)?; // so that only a complete archive has this name
         }
         let base = base.to_str().context("a path that is not UTF-8")?;
         self.call(&["import", base, "debian:bookworm-slim"])?;
@@ -147,8 +147,8 @@ impl Engine {
     }
 }
 
-/// What stands in for Envoy's official image: the program and the libraries that it loads, under the name that the
-/// compose file asks for.
+/// A substitute for Envoy's official image: the program and the libraries that it loads, under the image name in the
+/// compose file.
 struct EnvoyImage {
     name: String,
     archive: String,
@@ -177,13 +177,13 @@ fn host(folder: &Path) -> String {
 }
 
 impl Drop for Engine {
-    /// The store is free when this returns: the engine is the first process of its namespace, and so the last to go.
+    /// When this returns, nothing uses the store: the engine is the first process of its namespace, so it ends last.
     fn drop(&mut self) {
         let id = self.process.id();
         let engine = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
         let stopped = Command::new("sh").args(["-c", &format!("kill {engine}")]).stderr(Stdio::null()).status();
         if !stopped.is_ok_and(|status| status.success()) {
-            // Nothing is left to do where this fails too: the process has ended already.
+            // If this fails too, the process has ended already.
             _ = self.process.kill();
         }
         _ = self.process.wait();

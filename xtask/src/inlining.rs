@@ -3,7 +3,7 @@
 //! Envoy's V8 runs without its baseline compiler, Liftoff. It compiles every function of a module at load with the optimising
 //! compiler, and inlines into each function callees up to a budget of 2 to 5 times the size of the function (`NoLiftoffBudget`
 //! in <https://github.com/v8/v8/blob/14.6.202.10/src/wasm/inlining-tree.h>, `should_inline` in
-//! `turboshaft-graph-interface.cc`). So a module that was made small by sharing functions takes longer to load. V8 does not
+//! `turboshaft-graph-interface.cc`). So a module whose size was reduced by sharing functions takes longer to load. V8 does not
 //! inline a call through a table, which is three bytes longer than a direct call.
 //!
 //! This step is worth keeping as long as it pays. `make bench` measures the module with and without it (`calls inlined by V8`).
@@ -19,7 +19,7 @@ use wasm_encoder::{
 };
 use wasmparser::{FunctionBody, Operator, Parser, Payload, TypeRef};
 
-/// How many bytes V8 must be spared for each byte that the table adds to the module.
+/// The number of bytes that V8 must save for each byte that the table adds to the module.
 const BYTES_SPARED_PER_BYTE: usize = 10;
 
 /// V8's limits: the size below which a function is small, the minimum of a budget, and the maximum number of calls inlined into
@@ -215,7 +215,7 @@ impl ThroughTable<'_> {
     }
 }
 
-/// Removes what Binaryen 116 writes around calls with two results: values that are read and dropped at once.
+/// Removes code that Binaryen 116 writes around calls with two results: values that are read and dropped at once.
 ///
 /// ```text
 /// local.get A  drop                              nothing
@@ -261,7 +261,7 @@ mod tests {
         wat::parse_str(text + ")").unwrap()
     }
 
-    /// `count` steps of arithmetic, of six bytes each.
+    /// Returns `count` arithmetic steps of six bytes each.
     fn steps(from: String, count: usize) -> String {
         (0..count).fold(from, |text, number| format!("(i32.add (i32.mul {text} (i32.const 3)) (i32.const {number}))"))
     }

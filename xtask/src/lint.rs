@@ -1,12 +1,12 @@
-//! `make lint`: format and clippy, for this machine and for WebAssembly, with each module's interface to the proxy; actionlint
-//! and zizmor for the workflows.
+//! `make lint`: checks the format, runs clippy for this machine and for WebAssembly, with each module's interface to the proxy, and
+//! runs actionlint and zizmor on the workflows.
 
 use crate::{compiler, root, tools};
 use anyhow::Result;
 use xshell::{Shell, cmd};
 
-/// Fails on any warning. The lines of xtask that call Binaryen are left to rustc: clippy would compile that, for minutes,
-/// a second time.
+/// Fails on any warning. Clippy does not check the lines of xtask that call Binaryen, because it would compile Binaryen a second
+/// time, for minutes.
 pub fn run() -> Result<()> {
     let root = root()?;
     let sh = Shell::new()?;
@@ -18,7 +18,7 @@ pub fn run() -> Result<()> {
     workflows(&sh)?;
     clippy(&["--manifest-path", "fuzz/Cargo.toml", "--all-targets"]).run()?;
     clippy(&["--workspace", "--all-targets", "--features", "xtask/oci,xtask/proto,xtask/verify"]).run()?;
-    clippy(&["--test", "*"]).run()?; // the targets with `test = false` are not among --all-targets
+    clippy(&["--test", "*"]).run()?; // --all-targets does not include targets with `test = false`
     clippy(&["--lib", "--profile", "test", "--no-default-features", "--features", "native"]).run()?;
     let compiler = compiler::find(&sh, &root)?;
     for features in [&[][..], &["--no-default-features"]] {
@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Fails on any finding in `.github`. Nothing is asked of GitHub.
+/// Fails on any finding in `.github`. Works offline.
 fn workflows(sh: &Shell) -> Result<()> {
     let (actionlint, zizmor) = (tools::actionlint(sh)?, tools::zizmor()?);
     let workflows = sh.read_dir(".github/workflows")?;

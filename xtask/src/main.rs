@@ -1,4 +1,4 @@
-//! The repository's tasks: `cargo xtask TASK`; the Makefile names them all.
+//! The repository's tasks: `cargo xtask TASK`. The Makefile lists all of them.
 
 mod bench;
 mod compiler;
@@ -65,12 +65,12 @@ fn dispatch() -> Result<()> {
         ["release"] => release::build(),
         #[cfg(not(feature = "oci"))]
         ["oci" | "oci-push" | "release", ..] => {
-            bail!("this task is built by: cargo run --package xtask --features oci,wasm-opt -- oci")
+            bail!("to run this task: cargo run --package xtask --features oci,wasm-opt -- oci")
         }
         #[cfg(feature = "proto")]
         ["regen-proto"] => proto::regenerate(),
         #[cfg(not(feature = "proto"))]
-        ["regen-proto"] => bail!("this task is built by: cargo run --package xtask --features proto -- regen-proto"),
+        ["regen-proto"] => bail!("to run this task: cargo run --package xtask --features proto -- regen-proto"),
         ["sanitize"] => fuzz::sanitize(),
         ["soak"] => tests::soak(),
         ["test"] => tests::run(),
@@ -84,7 +84,7 @@ fn dispatch() -> Result<()> {
         #[cfg(feature = "verify")]
         ["verify", to] => verify::run(Some(to)),
         #[cfg(not(feature = "verify"))]
-        ["verify", ..] => bail!("this task is built by: cargo run --package xtask --features verify -- verify"),
+        ["verify", ..] => bail!("to run this task: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
             "usage: cargo xtask audit|bench|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|fuzz|lint|oci|oci-push|regen-proto|\
@@ -93,7 +93,7 @@ fn dispatch() -> Result<()> {
     }
 }
 
-/// The checkout that the task is for: the one it is called in, which need not be the one it was built from.
+/// The checkout in which the task is called, which need not be the one from which it was built.
 fn root() -> Result<PathBuf> {
     let here = env::current_dir()?;
     let root = here.ancestors().find(|dir| dir.join("protos/set_envoy_filter_state.proto").is_file());

@@ -1,4 +1,4 @@
-//! `make test-matrix` and `make test-oldest`: the tests on a real Envoy with each module on all releases that are supported.
+//! `make test-matrix` and `make test-oldest`: the tests on a real Envoy, with each module and all supported releases.
 
 use crate::{compiler, root, tests};
 use anyhow::{Context, Result, ensure};
@@ -6,17 +6,17 @@ use std::{collections::BTreeMap, ffi::OsString, fs, path::Path, process::Command
 use testbed::{Config, Module, envoy};
 use xshell::Shell;
 
-/// The modules of the target `envoy` whose tests run, as the columns of the table.
+/// The modules of the test target `envoy` whose tests run. They are the columns of the table.
 const GROUPS: [&str; 6] = ["scenarios", "configuration", "routing", "logs", "replacement", "failures"];
 
-/// The demo, which is no test of Envoy, and a bound on the CPU that the newest release takes.
+/// The skipped tests: the demo, which does not test Envoy, and a bound on the CPU time of the newest release.
 const SKIPPED: [&str; 4] = ["--skip", "demo::", "--skip", "the_largest_table_loads"];
 
-/// The document that holds the table, and the marks around it.
+/// The document that contains the table, and the marks around the table.
 const DOCUMENT: &str = "docs/envoy-versions.md";
 const MARKS: [&str; 2] = ["<!-- make test-matrix writes this -->\n", "<!-- to here -->"];
 
-/// Runs the tests on all releases and writes the table, or on the oldest only.
+/// Runs the tests on all releases and writes the table, or runs them on the oldest release only.
 pub fn run(oldest_only: bool) -> Result<()> {
     let root = root()?;
     let (_, environment) = tests::ready()?;

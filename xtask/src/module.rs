@@ -22,7 +22,7 @@ const EXPORTS: [&str; 7] = [
     "proxy_on_new_connection",
 ];
 
-/// The inputs of the build, besides the compiler.
+/// The inputs of the build, except the compiler.
 const INPUTS: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -39,7 +39,7 @@ const INPUTS: [&str; 10] = [
 /// The file that records the inputs from which the module in `dist/` was built.
 const STAMP: &str = "target/shipped/stamp";
 
-/// The module before its last step, which `make bench` compares with the shipped one.
+/// The module before the last step. `make bench` compares it with the shipped module.
 const INLINED: &str = "target/shipped/inlined.wasm";
 
 /// The steps of the build.
@@ -62,7 +62,7 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     };
     ensure!(
         steps == Steps::AllButWasmOpt || cfg!(feature = "wasm-opt"),
-        "{DIST} is to be built, which takes: cargo run --package xtask --features wasm-opt -- build-wasm"
+        "to build {DIST}: cargo run --package xtask --features wasm-opt -- build-wasm"
     );
     // A build that fails must not leave an older module in its place.
     if path.exists() {
@@ -108,7 +108,7 @@ pub fn plain() -> Result<PathBuf> {
     Ok(root.join("target/wasm32-unknown-unknown/release/sluice.wasm"))
 }
 
-/// Builds the module that fails on purpose, with the entry points of the shipped one, by a plain cargo build.
+/// Builds the module that fails on purpose, with the entry points of the shipped module, by a plain cargo build.
 pub fn faulty() -> Result<PathBuf> {
     let root = root()?;
     let sh = Shell::new()?;
@@ -205,7 +205,7 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
         "-Clink-arg=--fatal-warnings".to_owned(),
     ];
     flags.extend(compiler.linker().iter().map(ToString::to_string));
-    // The module contains paths in spite of immediate-abort. Without these flags, two folders give different bytes.
+    // The module contains paths in spite of immediate-abort. Without these flags, the bytes depend on the folder.
     flags.extend(compiler.remap(root)?);
     // Not in target/, because RUSTC_BOOTSTRAP changes what build scripts detect.
     let target = root.join("target/shipped");
@@ -233,7 +233,7 @@ fn compile(sh: &Shell, root: &Path, compiler: &compiler::Compiler) -> Result<Pat
 const TARGET: &str = "wasm32-sluice";
 
 /// Writes the description of the module's target and returns its path. It is `wasm32-unknown-unknown`, except that functions
-/// return up to two values directly, as WebAssembly can, and not through memory: 500 bytes less.
+/// return up to two values directly instead of through memory, which WebAssembly supports and which saves 500 bytes.
 fn write_target(sh: &Shell, folder: &Path) -> Result<PathBuf> {
     let print = ["-Zunstable-options", "--print", "target-spec-json", "--target", "wasm32-unknown-unknown"];
     let specification = cmd!(sh, "rustc {print...}").env("RUSTC_BOOTSTRAP", "1").quiet().read()?;

@@ -69,11 +69,11 @@ fn build_for(target: &str, path: &str, features: &str) -> Result<PathBuf> {
     let folder = root.join("target/shipped");
     let mut linker = Vec::new();
     if path.starts_with("dist") && path != PATH {
-        // Debian's cross compilers are named like this.
+        // The name of Debian's cross compilers.
         let (architecture, _) = target.split_once('-').with_context(|| format!("TARGET: {target}: not a target"))?;
         linker.push(format!("-Clinker={architecture}-linux-gnu-gcc"));
     }
-    // Together with std, which is rebuilt for size and without the names of functions for backtraces: 74 KB, not 313 KB.
+    // Rebuilds std for size and without function names for backtraces: 74 KB instead of 313 KB.
     compiler::cargo(&sh)
         .args(["rustc", "--locked", "--profile", "native", "--lib", "--crate-type", "cdylib", "--no-default-features"])
         .args(["--features", features, "--target", target, "--target-dir"])
@@ -89,7 +89,7 @@ fn build_for(target: &str, path: &str, features: &str) -> Result<PathBuf> {
     check(&sh, &built)?;
     let path = root.join(path);
     fs::create_dir_all(path.parent().context("the module's path has no folder")?)?;
-    // A process may have mapped the old file, so it is replaced and never overwritten.
+    // Replaces the file, because a process may have mapped the old one.
     let aside = path.with_extension("partial");
     fs::copy(&built, &aside)?;
     fs::rename(&aside, &path)?;

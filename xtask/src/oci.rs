@@ -37,9 +37,9 @@ pub fn build() -> Result<()> {
     Ok(())
 }
 
-/// Pushes both by crane: the artefact with the tag of the reference, the image with `-compat` appended to it.
+/// Pushes both with crane: the artefact with the tag of the reference, the image with `-compat` appended to that tag.
 pub fn push(reference: &str) -> Result<()> {
-    ensure!(!reference.contains('@'), "REF is a name with a tag; the digest is what comes out: {reference}");
+    ensure!(!reference.contains('@'), "REF must have a tag and no digest, which the push prints: {reference}");
     let tagged = reference.rsplit_once('/').context("REF is REGISTRY/NAME:TAG")?.1.contains(':');
     ensure!(tagged, "REF has no tag: {reference}");
     build()?;
@@ -70,7 +70,7 @@ fn artifact(layout: &Layout, module: &[u8]) -> Result<Descriptor> {
 /// The image: one layer, an archive that contains the module. Every registry accepts it.
 fn compat(layout: &Layout, module: &[u8]) -> Result<Descriptor> {
     let mut archive = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar(); // of time 0 and of nobody
+    let mut header = tar::Header::new_ustar(); // time 0, no owner
     header.set_size(module.len().try_into()?);
     header.set_mode(0o644);
     archive.append_data(&mut header, IN_TAR, module)?;
@@ -89,7 +89,7 @@ fn compat(layout: &Layout, module: &[u8]) -> Result<Descriptor> {
     layout.manifest(config, vec![layer])
 }
 
-/// https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md
+/// An image layout: https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md
 struct Layout(PathBuf);
 
 impl Layout {

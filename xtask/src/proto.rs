@@ -11,7 +11,7 @@ use xshell::{Shell, cmd};
 const PROTO: &str = "set_envoy_filter_state.proto";
 const MESSAGE: &str = "SetEnvoyFilterStateArguments";
 
-/// Generates the bindings and fails with the difference if they are not the golden ones. Then compares package,
+/// Generates the bindings. Fails with the difference if they differ from the golden file. Then compares package,
 /// fields and enum values with the descriptors inside the Envoy binary.
 pub fn regenerate() -> Result<()> {
     let root = root()?;
@@ -37,7 +37,7 @@ fn compare_with_golden(generated: &Path, golden: &Path) -> Result<()> {
     eprint!("{}", String::from_utf8_lossy(&difference.stderr));
     if std::env::var_os("UPDATE").is_some() {
         fs::copy(generated, golden)?;
-        println!("{} is written anew", golden.display());
+        println!("{} was rewritten", golden.display());
         return Ok(());
     }
     bail!("the bindings differ from {}, UPDATE=1 accepts them", golden.display());
@@ -76,8 +76,8 @@ fn compare_with_envoy(ours: &FileDescriptorSet, program: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The serialized descriptor of a proto file as protoc's generated C++ contains it: the fields in the order of
-/// their numbers, the name first, `syntax` last.
+/// Finds the serialized descriptor of a proto file in code that protoc generated for C++. The fields are in the order of
+/// their numbers: the name is first, `syntax` is last.
 fn embedded(program: &[u8], path: &str) -> Option<FileDescriptorProto> {
     let mut name = vec![0x0a, u8::try_from(path.len()).ok()?];
     name.extend_from_slice(path.as_bytes());

@@ -1,5 +1,5 @@
-//! `make release`: everything that users take from a release, in `dist/release`. The bytes depend on the sources and the compiler
-//! only, not on the folder, the user or the time.
+//! `make release`: builds the artefacts of a release in `dist/release`. The bytes depend only on the sources and the compiler, not
+//! on the folder, the user or the time.
 
 use crate::{module, native, oci, root, sbom};
 use anyhow::{Context, Result, bail, ensure};
@@ -9,10 +9,10 @@ use std::{env, fs, path::Path};
 /// The folder of the artefacts, relative to the checkout.
 const FOLDER: &str = "dist/release";
 
-/// What the archive of manifests and configurations contains.
+/// The contents of the archive of manifests and configurations.
 const SHIPPED: [&str; 5] = ["CHANGELOG.md", "LICENSE", "envoy-docker", "istio", "observability"];
 
-/// Builds the artefacts. TAG, if set, must name this version. TARGETS lists targets of the native module besides this machine's.
+/// Builds the artefacts. TAG, if set, must name this version. TARGETS lists further targets of the native module.
 pub fn build() -> Result<()> {
     let root = root()?;
     let version = version(&root)?;

@@ -1,5 +1,5 @@
-//! The software bills of materials of the modules, by cargo-cyclonedx: the crates that are compiled into them, and the macros
-//! among these. The standard library is not listed.
+//! The software bills of materials of the modules, from cargo-cyclonedx: the crates that are compiled into them, including macros.
+//! The standard library is not listed.
 
 use crate::{native, tools};
 use anyhow::{Context, Result};
@@ -10,10 +10,10 @@ use std::{
 };
 use xshell::{Shell, cmd};
 
-/// The name that cargo-cyclonedx gives its files, without the extension.
+/// The name of the files of cargo-cyclonedx, without the extension.
 const NAME: &str = "partial-sbom";
 
-/// Writes the files for the Wasm module and for the native module into a folder.
+/// Writes the bills for the Wasm module and for the native module into a folder.
 pub fn write(root: &Path, folder: &Path) -> Result<()> {
     let host = native::host()?;
     for (module, target, features) in
@@ -39,7 +39,7 @@ fn generate(root: &Path, target: &str, features: &[&str]) -> Result<String> {
     fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
-/// The files that cargo-cyclonedx wrote: it writes one for each package of the workspace.
+/// The files that cargo-cyclonedx wrote. It writes one for each package of the workspace.
 fn leftovers(root: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = vec![root.to_owned()];
     for entry in fs::read_dir(root)? {

@@ -16,7 +16,7 @@ impl Table {
         Self { rows: 0, wrong: 0 }
     }
 
-    /// Connects and prints a row. It is right if the egress of the source's last octet answered and `count` counted it once.
+    /// Connects and prints a row. A row is right if the egress for the source's last octet answered, and `count` counted it once.
     pub fn row(
         &mut self,
         source: IpAddr,
@@ -44,10 +44,10 @@ impl Table {
         Ok(())
     }
 
-    /// Fails with this log if a row was wrong.
+    /// Fails and shows this log if a row was wrong.
     pub fn end(self, log: impl FnOnce() -> String) -> Result<()> {
         println!();
-        ensure!(self.wrong == 0, "{} of {} connections went wrong; Envoy's log:\n{}", self.wrong, self.rows, log());
+        ensure!(self.wrong == 0, "{} of {} connections are wrong; Envoy's log:\n{}", self.wrong, self.rows, log());
         println!("{} connections, each by its source's egress.", self.rows);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 use testbed::{envoy, network};
 use xshell::{Shell, cmd};
 
-/// Builds the modules, gets Envoy, and runs all targets that need no rights.
+/// Builds the modules, gets Envoy, and runs all targets that need no privileges.
 pub fn run() -> Result<()> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
@@ -51,8 +51,7 @@ pub fn ready() -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     Ok((envoy, environment))
 }
 
-/// Runs the tests of interception and those on a Docker engine. Tests that cannot run here are listed as skipped, with the
-/// reason.
+/// Runs the interception tests and the tests on a Docker engine. Lists tests that cannot run here as skipped, with the reason.
 pub fn docker() -> Result<()> {
     let (envoy, mut environment) = ready()?;
     let mut skipped = target("interception", &[], network::hindrance().as_deref(), &environment)?;
@@ -74,7 +73,7 @@ pub fn docker() -> Result<()> {
     Ok(())
 }
 
-/// Runs the soak and the tests of faults, one after the other, or side by side if CONNECTIONS asks for a short form.
+/// Runs the soak test and the fault tests one after the other, or in parallel if CONNECTIONS selects a short run.
 pub fn soak() -> Result<()> {
     let hindrance = network::hindrance();
     let mut environment = Vec::new();
@@ -89,8 +88,8 @@ pub fn soak() -> Result<()> {
     Ok(())
 }
 
-/// Runs the tests of a target with these arguments, such as a part of their names, or lists them as skipped if there is a
-/// hindrance. Returns how many were skipped.
+/// Runs the tests of a target with these arguments, such as part of their names, or lists them as skipped if there is a
+/// hindrance. Returns the number of skipped tests.
 pub fn target(
     name: &str,
     arguments: &[&str],
@@ -117,5 +116,5 @@ pub fn target(
 fn compose_1() -> Option<&'static str> {
     let version = Shell::new().and_then(|sh| cmd!(sh, "docker-compose version --short").quiet().ignore_stderr().read());
     let found = version.is_ok_and(|version| version.starts_with("1."));
-    (!found).then_some("docker-compose of version 1 is not installed")
+    (!found).then_some("docker-compose 1 is not installed")
 }

@@ -1,4 +1,4 @@
-//! Programs of other projects, which are installed under `target/tools` when first needed, and the tasks that they do.
+//! Programs of other projects, which are installed under `target/tools` when first needed, and the tasks that use them.
 
 use crate::{compiler::cargo, go, root};
 use anyhow::{Result, bail};
@@ -11,17 +11,17 @@ use tempfile::TempDir;
 use testbed::pypi;
 use xshell::{Shell, cmd};
 
-/// Writes bills of materials.
+/// Writes software bills of materials.
 #[cfg(feature = "oci")]
 pub const CARGO_CYCLONEDX: (&str, &str) = ("cargo-cyclonedx", "0.5.9");
 const CARGO_DENY: (&str, &str) = ("cargo-deny", "0.20.2");
 const CARGO_LLVM_COV: (&str, &str) = ("cargo-llvm-cov", "0.9.1");
 
-/// A Go module, which is not asked for where `docker compose` works already.
+/// A Go module. It is not used if `docker compose` already works.
 const COMPOSE: (&str, &str) = ("github.com/docker/compose/v2", "v2.40.3");
 
-/// The folder of docker's settings with which `docker compose` works, none for the user's own; the inner error says why
-/// there is no such folder.
+/// Returns the folder of docker's settings with which `docker compose` works, or `None` if the user's own settings work. The inner
+/// error says why there is no such folder.
 pub fn compose() -> Result<Result<Option<PathBuf>, String>> {
     let sh = shell()?;
     let works = cmd!(sh, "docker compose version").quiet().ignore_stdout().ignore_stderr().run();
@@ -36,7 +36,7 @@ pub fn compose() -> Result<Result<Option<PathBuf>, String>> {
             return Ok(Err("there is no `docker compose`, and no Go to build it with".into()));
         }
         println!("building Docker Compose {version}, for some minutes");
-        // In a module of its own, as `go install` refuses what excludes other modules.
+        // In a module of its own, because `go install` refuses a module with `exclude` directives.
         let aside = TempDir::new_in(root()?.join("target"))?;
         let _aside = sh.push_dir(aside.path());
         let linked = format!("-s -w -X {module}/internal.Version={version}");
@@ -71,14 +71,14 @@ pub fn actionlint(sh: &Shell) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Fetches zizmor if it is not unpacked.
+/// Fetches zizmor if it is not there yet.
 pub fn zizmor() -> Result<PathBuf> {
     let program = "bin/zizmor";
     Ok(pypi::unpacked("zizmor", &pypi::version("zizmor")?, "tools/zizmor", &[program])?.join(program))
 }
 
-/// Checks licences, bans and sources of all dependencies, and advisories. If the database of advisories cannot be fetched, this
-/// is a warning, and an error if AUDIT is `strict`.
+/// Checks licences, bans and sources of all dependencies, and advisories. If the database of advisories cannot be fetched, prints
+/// a warning, or fails if AUDIT is `strict`.
 pub fn audit() -> Result<()> {
     let sh = shell()?;
     let strict = match env::var("AUDIT").as_deref() {
@@ -102,7 +102,7 @@ pub fn audit() -> Result<()> {
     Ok(())
 }
 
-/// Prints how much of the native code the native tests reach.
+/// Prints the coverage of the native code by the native tests.
 pub fn coverage() -> Result<()> {
     let sh = shell()?;
     let llvm_cov = tool(&sh, CARGO_LLVM_COV)?;
@@ -116,7 +116,7 @@ fn shell() -> Result<Shell> {
     Ok(sh)
 }
 
-/// Returns the path of this program, and installs this version of it by cargo if it is not installed.
+/// Returns the path of this program. Installs this version with cargo if it is not installed yet.
 pub fn tool(sh: &Shell, (name, version): (&str, &str)) -> Result<PathBuf> {
     let tools = root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = tools.join("bin").join(name);

@@ -1,4 +1,4 @@
-//! `make verify`: looks at a cluster by kubectl and says where the clients' connections leave, and what is wrong.
+//! `make verify`: inspects a cluster with kubectl and prints where the clients' connections leave, and what is wrong.
 
 mod kubectl;
 mod routers;
@@ -14,15 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The time that the routers may take to log a connection: they write when it has ended, once a second.
+/// The time that the routers may take to log a connection: they log it when it has ended, and write once a second.
 const LOGGED: Duration = Duration::from_secs(10);
 
-/// The most characters of a line that come from the cluster.
+/// The maximum length of a printed line, in characters.
 const LINE: usize = 1_000;
 
-/// Checks all pods that SELECTOR names (if not given, `egress=sluice`) and the egress routers; connects from each pod to
-/// `HOST:PORT`, if given. ROUTERS_NAMESPACE is the routers' namespace (if not given, `egress-routers`), and MANIFESTS the
-/// folder with the manifests that should be in force (if not given, `istio`). Fails if something is wrong.
+/// Checks all pods that SELECTOR matches (default: `egress=sluice`) and the egress routers. Connects from each pod to
+/// `HOST:PORT`, if given. ROUTERS_NAMESPACE is the routers' namespace (default: `egress-routers`), MANIFESTS the folder of
+/// the manifests that should be in force (default: `istio`). Fails if something is wrong.
 pub fn run(to: Option<&str>) -> Result<()> {
     let variable = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.into());
     let selector = variable("SELECTOR", "egress=sluice");
@@ -52,16 +52,16 @@ pub fn run(to: Option<&str>) -> Result<()> {
     }
     for pod in clients.iter().filter(|pod| to.is_none() && !rows.iter().any(|row| addresses(pod).contains(&row.source)))
     {
-        say(&format!("{}: no connection of it in the routers' logs; TO=HOST:PORT makes one", name(pod)?));
+        say(&format!("{}: not in the routers' logs; TO=HOST:PORT makes a connection", name(pod)?));
     }
     for what in &wrong {
         say(&format!("WRONG: {what}"));
     }
-    ensure!(wrong.is_empty(), "{} things are wrong", wrong.len());
+    ensure!(wrong.is_empty(), "{} problems found", wrong.len());
     Ok(())
 }
 
-/// Prints a line. Control characters are escaped and a long line is cut, as tenants write parts of what is printed.
+/// Prints a line. Escapes control characters and cuts long lines, because parts of the text come from tenants.
 fn say(line: &str) {
     println!("{}", printable(line));
 }
@@ -70,7 +70,7 @@ fn printable(line: &str) -> String {
     let mut text: String = line
         .chars()
         .take(LINE)
-        // Those that move the cursor, and those that reorder text.
+        // Characters that move the cursor, and characters that reorder text.
         .map(|letter| match letter {
             '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
                 letter.escape_unicode().to_string()
@@ -85,7 +85,7 @@ fn printable(line: &str) -> String {
     text
 }
 
-/// Connects from a pod, prints what its sidecar counted and does not cover, and returns what is wrong with it.
+/// Connects from a pod, prints its sidecar's counters and the listeners that are not covered, and returns what is wrong with it.
 fn check(pod: &Value, to: Option<&str>, routers: &routers::Routers) -> Result<Vec<String>> {
     if let Some(to) = to {
         connect(pod, to)?;
@@ -108,7 +108,7 @@ fn connect(pod: &Value, to: &str) -> Result<()> {
     let containers = list(&pod["spec"]["containers"]);
     let names = containers.iter().filter_map(|container| container["name"].as_str());
     let container = names.into_iter().find(|name| *name != "istio-proxy").context("no container but the sidecar")?;
-    // Keeps its own side open, as Envoy drops who closes that at once; nc's status tells little, so the routers' logs decide.
+    // Keeps the sending side open, because Envoy drops a client that closes it at once. The routers' logs decide, not nc's status.
     let script = "sleep 2 | nc -w 3 \"$0\" \"$1\"";
     match exec(pod, container, &["sh", "-c", script, host, port]) {
         Ok(heard) => say(&format!("  tried {to} from the container {container}: heard {} bytes", heard.len())),
@@ -117,7 +117,7 @@ fn connect(pod: &Value, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// The clients whose connection since `started` no router has logged.
+/// Returns the clients whose connection since `started` no router has logged.
 fn missing<'a>(clients: &'a [Value], routers: &[Value], to: &str, started: Instant) -> Result<Vec<&'a Value>> {
     let port = &to[to.rfind(':').context("TO is HOST:PORT")?..];
     let waiting = Instant::now();
@@ -136,25 +136,25 @@ fn missing<'a>(clients: &'a [Value], routers: &[Value], to: &str, started: Insta
     }
 }
 
-/// A connection that a router delivered.
+/// A connection that a router forwarded.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
     /// The address that the PROXY header claims.
     source: String,
-    /// The SPIFFE ID of the certificate with which it came.
+    /// The SPIFFE ID in the client's certificate.
     identity: String,
     router: String,
     destination: String,
 }
 
-/// The clients' connections that the routers delivered, by their access logs.
+/// Returns the clients' connections that the routers forwarded, according to their access logs.
 fn seen(routers: &[Value], clients: &[Value], since: &str) -> Result<BTreeSet<Row>> {
     let sources: Vec<String> = clients.iter().flat_map(addresses).collect();
     let mut rows = BTreeSet::new();
     for router in routers {
         let app = router["metadata"]["labels"]["app"].as_str().context("a router without its label")?;
         for line in log(router, "envoy", &format!("--since={since}"))?.lines() {
-            // The time by kubectl, then one JSON object; Envoy's own messages are no JSON.
+            // kubectl's timestamp, then a JSON object. Envoy's own messages are not JSON.
             let Some(Ok(entry)) = line.split_once(' ').map(|(_, entry)| serde_json::from_str::<Value>(entry)) else {
                 continue;
             };
@@ -162,7 +162,7 @@ fn seen(routers: &[Value], clients: &[Value], since: &str) -> Result<BTreeSet<Ro
             let source = field("source");
             let source = source.rsplit_once(':').map_or(&*source, |(address, _)| address);
             let source = source.trim_start_matches('[').trim_end_matches(']').to_owned();
-            // Without an upstream it was refused.
+            // A connection without an upstream was refused.
             if sources.contains(&source) && entry["upstream"].is_string() {
                 let (identity, destination) = (field("identity"), field("destination"));
                 rows.insert(Row { source, identity, router: app.to_owned(), destination });

@@ -5,7 +5,7 @@
 use super::*;
 use std::{cell::RefCell, format, thread_local, vec};
 
-/// What the fake Envoy answers, and what it was called with.
+/// The answers of the fake Envoy, and the calls that it received.
 struct Envoy {
     /// The address of the client; `None` if it is not an IP address.
     remote: Option<(Buffer, u32)>,

@@ -1,12 +1,12 @@
 #!/bin/sh
-# The network around the nodes and the control plane of Kubernetes, in namespaces of their own; supervise.sh starts it.
+# Runs the control plane of Kubernetes and the network around the nodes, in separate namespaces. supervise.sh starts this script.
 #
 #   172.18.0.1, fc00:172:18::1      a bridge: the nodes' router, and the API server on port 6443
 #   172.18.0.11, 172.18.0.12        the nodes, and their IPv6 addresses fc00:172:18::11 and ::12
 #   10.244.N.0/24, fd00:10:244:N::/64   the pods of node N
 #   10.96.0.0/16, fd00:10:96::/112  services
 #   198.51.100.7, 198.51.100.9, 2001:db8::7   hosts outside the cluster
-#   10.88.0.4:5000                  the registry of the container images; 10.88.0.5 is left to the tests
+#   10.88.0.4:5000                  the registry of the container images; 10.88.0.5 is reserved for the tests
 set -eux
 run=$1 tools=$2 here=$(dirname "$(readlink -f "$0")")
 mount --make-rshared /
@@ -26,7 +26,7 @@ done
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 
-# Credentials: a token for each component, and certificates by which kubelets know the API server.
+# Credentials: a token for each component, and a client certificate with which the API server authenticates to kubelets.
 mkdir "$run/kubeconfig" "$run/pki" "$run/logs"
 : >"$run/pki/tokens.csv"
 # user NAME USER [GROUP]
@@ -66,7 +66,7 @@ http: { addr: "10.88.0.4:5000" }
 REGISTRY
 daemon images docker-registry serve /run/images.yaml
 daemon etcd etcd --data-dir=/run/etcd --listen-peer-urls=http://127.0.0.1:2380 --unsafe-no-fsync
-# Webhooks are called at their pods' addresses, as there is no kube-proxy here.
+# The API server calls webhooks at their pods' addresses, because no kube-proxy runs here.
 daemon api-server "$tools/bin/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --secure-port=6443 --advertise-address=172.18.0.1 \
     --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged --enable-aggregator-routing \
     --service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112 --cert-dir="$run/pki" --token-auth-file="$run/pki/tokens.csv" \

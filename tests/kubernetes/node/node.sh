@@ -1,15 +1,15 @@
 #!/bin/sh
-# Node number $3 of the cluster in the folder $1, with the programs of $2: containerd, kubelet, kube-proxy and the enforcement
-# of NetworkPolicies, in namespaces of their own; cluster.sh starts it and connects its eth0.
+# Runs node number $3 of the cluster in the folder $1 with the programs in $2: containerd, kubelet, kube-proxy and the enforcement
+# of NetworkPolicies, in separate namespaces. cluster.sh starts this script and connects eth0.
 set -eux
 run=$1 tools=$2 index=$3 name=node$3 here=$(dirname "$(readlink -f "$0")")
 mount --make-rshared /
 for folder in /run /var/lib /var/log; do mount -t tmpfs tmpfs $folder; done
 mkdir -p /run/lock /run/netns /run/cluster /var/lib/containerd /var/lib/kubelet "$run/containerd$index"
-mount --bind "$run/containerd$index" /var/lib/containerd # images need room on a disk
-mount --bind "$here" /run/cluster                        # the configurations name files here
+mount --bind "$run/containerd$index" /var/lib/containerd # images are too large for a tmpfs
+mount --bind "$here" /run/cluster                        # the configurations refer to this path
 hostname "$name"
-# The kubelet sets these, which are not in any namespace; it finds them set.
+# No namespace isolates these settings. The kubelet finds its values in these files and does not change the machine's settings.
 for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
     file=/run/sysctl-$(basename "${setting%=*}")
     echo "${setting#*=}" >"$file"
@@ -31,7 +31,7 @@ done
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 
-# The node's own part of the cgroups; supervise.sh removes what begins with this name.
+# The node's cgroups. supervise.sh removes the cgroups that begin with this name.
 cgroup=$(basename "$run")-$name
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then # cgroup v2: not verified
     echo "+cpu +cpuset +io +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
@@ -52,7 +52,7 @@ daemon() {
     "$@" >"$log" 2>&1 &
 }
 mkdir -p /run/cni/configuration
-cp -r /usr/lib/cni /run/cni/programs # Istio's plugin may join them
+cp -r /usr/lib/cni /run/cni/programs # a copy, so that Istio can add its plugin
 sed "s/NODE/$index/g" /run/cluster/cni.conflist >/run/cni/configuration/10-cluster.conflist
 daemon containerd containerd --config /run/cluster/containerd.toml
 until "$tools/bin/kubectl" --kubeconfig="$run/kubeconfig/admin" get --raw /readyz; do sleep 0.2; done
@@ -62,8 +62,8 @@ daemon kube-proxy "$tools/bin/kube-proxy" --config=/run/cluster/kube-proxy.yaml 
 daemon kubelet "$tools/bin/kubelet" --config=/run/cluster/kubelet.yaml --kubeconfig="$run/kubeconfig/$name" --hostname-override="$name" \
     --node-ip="172.18.0.1$index,fc00:172:18::1$index" --cgroup-root="/$cgroup"
 
-# It expects to be a pod of a DaemonSet. Its own nftables rules need CONFIG_NFT_QUEUE, which not every kernel has; the rules
-# of iptables hand it the same packets: the first ones of connections to or from pods.
+# kube-network-policies expects to run as a pod of a DaemonSet. Its nftables rules need CONFIG_NFT_QUEUE, which some kernels lack.
+# These iptables rules pass it the same packets: the first packets of connections to or from pods.
 account=/run/secrets/kubernetes.io/serviceaccount
 mkdir -p $account
 printf %s token-admin >$account/token
@@ -75,7 +75,7 @@ for program in iptables ip6tables; do
     rule --new-chain POLICIES
     rule --append POSTROUTING --jump POLICIES
     [ $program = iptables ] || rule --append POLICIES --protocol icmpv6 --jump RETURN
-    rule --append POLICIES --match owner --uid-owner 0 --jump RETURN # of the node itself: probes
+    rule --append POLICIES --match owner --uid-owner 0 --jump RETURN # the node's own connections: probes
     rule --append POLICIES --match conntrack --ctstate RELATED,ESTABLISHED --jump RETURN
     rule --append POLICIES --jump NFQUEUE --queue-num 100
 done

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The time that one kubectl may take, so that a node or a sidecar that hangs does not stop the others from being checked.
+/// The time that one kubectl may take, so that a node or sidecar that hangs does not block the other checks.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The most bytes that one kubectl may print, so that the log or the configuration of one pod cannot fill the memory.
+/// The maximum number of bytes that one kubectl may print, so that the log or the configuration of one pod cannot fill the memory.
 const MOST: u64 = 256 << 20;
 
 /// Returns what kubectl prints. Fails if it fails, takes too long or prints too much.
@@ -42,7 +42,7 @@ pub fn kubectl(arguments: &[&str]) -> Result<String> {
 fn read(pipe: impl Read + Send + 'static) -> thread::JoinHandle<io::Result<String>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // kubectl ends when it writes more than is read.
+        // If kubectl writes more than is read here, it ends.
         let length = pipe.take(MOST + 1).read_to_end(&mut bytes)?;
         if length as u64 > MOST {
             return Err(io::Error::other(format!("more than {MOST} bytes of output")));
@@ -51,7 +51,7 @@ fn read(pipe: impl Read + Send + 'static) -> thread::JoinHandle<io::Result<Strin
     })
 }
 
-/// The pods of all namespaces that match a selector and have not ended.
+/// Returns the pods of all namespaces that match a selector and have not ended.
 pub fn pods(selector: &str) -> Result<Vec<Value>> {
     let pods = kubectl(&["get", "pods", "--all-namespaces", "--selector", selector, "--output", "json"])?;
     let pods: Value = serde_json::from_str(&pods)?;
@@ -72,7 +72,7 @@ pub fn name(pod: &Value) -> Result<&str> {
     pod["metadata"]["name"].as_str().context("a pod without a name")
 }
 
-/// A pod's addresses, one of each family.
+/// Returns a pod's addresses, one of each family.
 pub fn addresses(pod: &Value) -> Vec<String> {
     list(&pod["status"]["podIPs"]).iter().filter_map(|ip| Some(ip["ip"].as_str()?.to_owned())).collect()
 }
@@ -87,22 +87,22 @@ pub fn exec(pod: &Value, container: &str, command: &[&str]) -> Result<String> {
     kubectl(&[&exec, command].concat())
 }
 
-/// The log of a container with the times of its lines.
+/// Returns the log of a container with a timestamp on each line.
 pub fn log(pod: &Value, container: &str, since: &str) -> Result<String> {
     kubectl(&["logs", "--namespace", namespace(pod)?, name(pod)?, "--container", container, "--timestamps", since])
 }
 
-/// The EnvoyFilters `sluice` of a namespace; empty if there is none.
+/// Returns the EnvoyFilter `sluice` of a namespace, or an empty text if there is none.
 pub fn filters_of(namespace: &str) -> Result<String> {
     kubectl(&["get", "envoyfilters", "sluice", "--namespace", namespace, "--ignore-not-found", "--output", "json"])
 }
 
-/// Returns what the admin interface of the Envoy on port 15000 of a pod answers, through a container that has pilot-agent.
+/// Returns the answer of the Envoy admin interface on port 15000 of a pod, through a container that has pilot-agent.
 pub fn admin(pod: &Value, container: &str, path: &str) -> Result<String> {
     exec(pod, container, &["pilot-agent", "request", "GET", path])
 }
 
-/// The same, as JSON.
+/// Returns the answer of [`admin`] as JSON.
 pub fn admin_json(pod: &Value, container: &str, path: &str) -> Result<Value> {
     let answer = admin(pod, container, path)?;
     // The agent's own log lines may come first.

@@ -1,4 +1,4 @@
-//! The egress routers: who serves as one, with which certificate, lists and draining.
+//! Checks of the egress routers: which pods serve as routers, and their certificates, lists and draining.
 
 use super::{
     kubectl::{admin, admin_json, kubectl, list, name, pods},
@@ -14,17 +14,17 @@ const LABELS: &str = "app in (egress-router1,egress-router2)";
 /// The routers' pods of a cluster.
 pub struct Routers {
     namespace: String,
-    /// Those that run in the routers' namespace.
+    /// The running pods in the routers' namespace.
     pub pods: Vec<Value>,
-    /// Those of other namespaces that have a router's label.
+    /// The pods of other namespaces that have a router's label.
     squatters: Vec<Value>,
-    /// The identities in the certificates that each router presents, by its `app` label. Empty if it could not be asked.
+    /// The identities in the certificates that each router presents, by its `app` label. No entry if it could not be asked.
     presented: BTreeMap<String, BTreeSet<String>>,
     /// The faults of the certificates.
     certificates: Vec<String>,
 }
 
-/// The lists of an Envoy configuration that decide who is admitted and where to: `listener: list` and its entries.
+/// The lists in an Envoy configuration that decide which clients and destinations are allowed: `listener: list` and its entries.
 type Lists = BTreeMap<String, BTreeSet<String>>;
 
 impl Routers {
@@ -48,7 +48,7 @@ impl Routers {
         Ok(Self { namespace: namespace.to_owned(), pods, squatters, presented, certificates })
     }
 
-    /// Returns what is wrong with the routers. Their lists should be those of this folder of manifests.
+    /// Returns what is wrong with the routers. Their lists should be the ones in this folder of manifests.
     pub fn wrong(&self, manifests: &str) -> Vec<String> {
         let mut wrong = self.certificates.clone();
         if self.pods.is_empty() {
@@ -86,9 +86,9 @@ impl Routers {
         wrong
     }
 
-    /// Says why connections to a cluster fail, if the router presents none of the identities that the sidecar expects.
+    /// Returns why connections to a cluster fail, if the router presents none of the identities that the sidecar expects.
     pub fn mistrusted_by(&self, cluster: &str, expected: &BTreeSet<String>) -> Option<String> {
-        // outbound|PORT||SERVICE.NAMESPACE.svc.DOMAIN, where the service has the router's name
+        // outbound|PORT||SERVICE.NAMESPACE.svc.DOMAIN; the service has the router's name
         let router = cluster.rsplit('|').next()?.split('.').next()?;
         let presented = self.presented.get(router)?;
         if expected.is_empty() {
@@ -107,7 +107,7 @@ impl Routers {
     }
 }
 
-/// A router's name, which is the value of its label `app`.
+/// Returns a router's name, which is the value of its label `app`.
 fn app(pod: &Value) -> String {
     pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned()
 }
@@ -118,7 +118,7 @@ fn pod_wrong(pod: &Value) -> Vec<String> {
     let (spec, app) = (&pod["spec"], app(pod));
     let account = spec["serviceAccountName"].as_str().unwrap_or_default();
     if account != app {
-        wrong.push(format!("it has the label app={app}, but the service account {account}: it is not a router, and takes connections from one"));
+        wrong.push(format!("it has the label app={app}, but the service account {account}: it is not a router, but takes a router's connections"));
     }
     let containers = list(&spec["containers"]);
     let envoy = containers.iter().find(|container| container["name"] == "envoy");
@@ -135,7 +135,7 @@ fn pod_wrong(pod: &Value) -> Vec<String> {
     wrong
 }
 
-/// The container that has pilot-agent, which fetches the certificates.
+/// Returns the name of the container that has pilot-agent, which fetches the certificates.
 fn agent(pod: &Value) -> Result<String> {
     let containers = [list(&pod["spec"]["initContainers"]), list(&pod["spec"]["containers"])].concat();
     let has = |container: &&Value| list(&container["env"]).iter().any(|variable| variable["name"] == "OUTPUT_CERTS");
@@ -172,7 +172,7 @@ impl Certificate {
     }
 }
 
-/// The lists with which a router's Envoy runs. Prints who was refused.
+/// Returns the lists of a router's running Envoy. Prints the counters of refused handshakes.
 fn running_lists(pod: &Value) -> Result<Lists> {
     let agent = agent(pod)?;
     let stats = admin(pod, &agent, "stats?filter=ssl.(fail_verify|connection_error)")?;
@@ -189,11 +189,12 @@ fn running_lists(pod: &Value) -> Result<Lists> {
     for listener in listeners {
         gather(&listener["listener"], &mut lists);
     }
+    sections.iter().for_each(|section| gather_routers(&section["bootstrap"]["node"], &mut lists));
     ensure!(!lists.is_empty(), "its Envoy has no lists: it admits everybody, or is not a router");
     Ok(lists)
 }
 
-/// The lists that the manifests of a folder give each router, by the router's name.
+/// Returns the lists of each router in a folder of manifests, by the router's name.
 fn expected_lists(manifests: &str) -> Result<BTreeMap<String, Lists>> {
     lists_of_manifests(&kubectl(&["kustomize", manifests])?).with_context(|| manifests.to_owned())
 }
@@ -208,6 +209,7 @@ fn lists_of_manifests(rendered: &str) -> Result<BTreeMap<String, Lists>> {
         for listener in list(&envoy["static_resources"]["listeners"]) {
             gather(&listener, &mut lists);
         }
+        gather_routers(&envoy["node"], &mut lists);
         let name = name(document)?;
         let router = name.rsplit_once('-').map_or(name, |(router, _hash)| router);
         expected.insert(router.to_owned(), lists);
@@ -216,8 +218,19 @@ fn lists_of_manifests(rendered: &str) -> Result<BTreeMap<String, Lists>> {
     Ok(expected)
 }
 
-/// Adds the lists of a listener: the CIDRs of each IP matcher, the ports, the chain of all other destinations, and the identities
-/// of each filter chain.
+/// Adds the routers that forward a tenant's connections, which `egress-router.yaml` reads from the node's metadata.
+fn gather_routers(node: &Value, lists: &mut Lists) {
+    for (tenant, settings) in node["metadata"].as_object().into_iter().flatten() {
+        let routers = list(&settings["routers"]);
+        if !routers.is_empty() {
+            let names = routers.iter().filter_map(|router| Some(router.as_str()?.to_owned()));
+            lists.insert(format!("{tenant}: routers"), names.collect());
+        }
+    }
+}
+
+/// Adds the lists of a listener: the CIDRs of each IP matcher, the ports, the filter chain for all other destinations, and the
+/// identities of each filter chain.
 fn gather(listener: &Value, lists: &mut Lists) {
     let listener_name = listener["name"].as_str().unwrap_or_default();
     let mut add = |name: &str, entries: BTreeSet<String>| {
@@ -243,7 +256,7 @@ fn gather(listener: &Value, lists: &mut Lists) {
     }
 }
 
-/// The identities in the `match_typed_subject_alt_names` of a cluster or a filter chain, as `KIND VALUE` unless exact.
+/// Returns the identities in `match_typed_subject_alt_names` of a cluster or a filter chain, as `KIND VALUE` unless exact.
 pub fn identities(value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk(value, &mut |value| {
@@ -257,7 +270,7 @@ pub fn identities(value: &Value) -> BTreeSet<String> {
     found
 }
 
-/// Visits a value and all that it contains.
+/// Visits a value and all values in it.
 fn walk(value: &Value, visit: &mut impl FnMut(&Value)) {
     visit(value);
     match value {
@@ -267,7 +280,7 @@ fn walk(value: &Value, visit: &mut impl FnMut(&Value)) {
     }
 }
 
-/// Says which lists differ, and by which entries.
+/// Describes which lists differ, and in which entries.
 fn differences(expected: &Lists, running: &Lists, manifests: &str) -> Vec<String> {
     let (empty, names) = (BTreeSet::new(), expected.keys().chain(running.keys()).collect::<BTreeSet<_>>());
     let mut wrong = Vec::new();
@@ -371,13 +384,21 @@ mod tests {
         let lists = lists_of_manifests(&manifest.to_string()).unwrap();
         let lists = &lists["egress-router1"];
         for tenant in ["clients", "tenant-a", "tenant-b"] {
-            for list in
-                ["never", "private", "listed", "ports", "others", "identities of allowed", "identities of forbidden"]
-            {
+            for list in [
+                "routers",
+                "never",
+                "private",
+                "listed",
+                "ports",
+                "others",
+                "identities of allowed",
+                "identities of forbidden",
+            ] {
                 assert!(lists.contains_key(&format!("{tenant}: {list}")), "{tenant}: {list}: {lists:?}");
             }
         }
         assert!(lists["clients: private"].contains("10.0.0.0/8"));
+        assert_eq!(lists["tenant-b: routers"], ["egress-router2".to_owned()].into());
         assert_eq!(lists["tenant-b: others"], ["forbidden".to_owned()].into());
     }
 

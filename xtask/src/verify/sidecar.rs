@@ -1,4 +1,4 @@
-//! The Envoy of a client's sidecar, as its admin interface and its log describe it.
+//! Checks of the Envoy in a client's sidecar, through its admin interface and its log.
 
 use super::{
     kubectl::{admin, admin_json, filters_of, list, log, namespace},
@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 /// The advice if a sidecar has no module.
 const FETCH: &str = "check `module` in settings.yaml, and that a rule of its directEgress admits the module's server and port; then restart the pod";
 
-/// The length of a time in logs and dumps, to the millisecond.
+/// The length of a timestamp in logs and dumps, to the millisecond.
 const TIME: usize = "2026-01-01T00:00:00.000".len();
 
 pub struct Sidecar {
@@ -20,7 +20,7 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Asks the sidecar of a pod; `None` if the pod has none.
+    /// Reads the state of a pod's sidecar. Returns `None` if the pod has none.
     pub fn of(pod: &Value) -> Result<Option<Self>> {
         let containers = [list(&pod["spec"]["containers"]), list(&pod["spec"]["initContainers"])].concat();
         if !containers.iter().any(|container| container["name"] == "istio-proxy") {
@@ -37,26 +37,26 @@ impl Sidecar {
     }
 
     fn listeners(&self) -> Vec<Value> {
-        // A listener waits, in warming, until its filter has a configuration.
+        // A listener stays in the warming state until its filter has a configuration.
         let state = |one: Value| ["active_state", "warming_state"].iter().find_map(|state| one.get(*state).cloned());
         let listeners =
             self.section("dynamic_listeners").into_iter().filter_map(state).map(|state| state["listener"].clone());
         listeners.filter(|listener| listener["traffic_direction"] == "OUTBOUND").collect()
     }
 
-    /// Returns what is wrong with the filter, its place, its table and the clusters that the table names.
+    /// Returns what is wrong with the filter, its filter chains, its route table and the clusters in that table.
     pub fn wrong(&self, pod: &Value, routers: &Routers) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
         let filters = self.section("ecds_filters");
         let filter = filters.iter().find(|filter| filter["ecds_filter"]["name"] == "sluice");
-        // Envoy shows a configuration that it has rejected like one that it took, so the log decides.
+        // Envoy shows rejected and accepted configurations alike, so the log decides.
         let updated = filter.and_then(|filter| filter["last_updated"].as_str()).unwrap_or_default();
         let since = if updated.is_empty() { "--tail=-1".into() } else { format!("--since-time={updated}") };
         let log = log(pod, "istio-proxy", &since)?;
         let later = |line: &&str| line.get(..TIME) >= updated.get(..TIME);
         let last =
             |what: &str| log.lines().filter(later).filter_map(|line| Some(line.split_once(what)?.1.trim())).next_back();
-        // Neither a module that is not wanted any more, nor the refusal that the agent sends in its place.
+        // Ignores modules that are no longer configured, and the RBAC filter that the agent sends in place of a module.
         let unfetched = last("cannot fetch Wasm module ");
         let wanted = if unfetched.is_some() { filters_of(namespace(pod)?)? } else { String::new() };
         let unfetched = unfetched.filter(|reason| wanted.contains(reason.split(": ").next().unwrap_or_default()));
@@ -96,11 +96,11 @@ impl Sidecar {
             }
         }
         if !catch_all {
-            wrong.push("no chain virtualOutbound-catchall-tcp: Istio may call it otherwise in this version".into());
+            wrong.push("no chain virtualOutbound-catchall-tcp: it may have another name in this Istio".into());
         }
         for listener in self.section("dynamic_listeners") {
             let name = listener["name"].as_str().unwrap_or_default();
-            // Envoy repeats the error of the update without a name.
+            // Envoy repeats the error of the update in an entry without a name.
             if let (Some(details), false) = (listener["error_state"]["details"].as_str(), name.is_empty()) {
                 wrong.push(format!("Envoy rejected the listener {name}: {details}"));
             }
@@ -114,10 +114,10 @@ impl Sidecar {
         Ok(wrong)
     }
 
-    /// Returns the faults of the clusters that the table names.
+    /// Returns what is wrong with the clusters in the route table.
     fn routes(&self, filter: &Value, routers: &Routers) -> Vec<String> {
         let known = self.section("dynamic_active_clusters");
-        // The configuration of the Wasm module, or of the native one.
+        // The configuration of the Wasm module, or of the native module.
         let configuration = filter.pointer("/config/configuration").unwrap_or(&filter["filter_config"]);
         let routes = list(&configuration["value"]["routes"]);
         let named: BTreeSet<String> = routes
@@ -129,7 +129,7 @@ impl Sidecar {
             known.iter().map(|cluster| &cluster["cluster"]).find(|cluster| cluster["name"].as_str() == Some(name))
         };
         let mut wrong = Vec::new();
-        // With failover, a cluster of the table stands for a list of clusters.
+        // With failover, a cluster in the table is an aggregate of other clusters.
         let members = named.iter().filter_map(|name| find(name)?.pointer("/cluster_type/typed_config/clusters"));
         let members: BTreeSet<String> =
             members.flat_map(list).filter_map(|name| Some(name.as_str()?.to_owned())).collect();
@@ -146,7 +146,7 @@ impl Sidecar {
         wrong
     }
 
-    /// Listeners of all addresses with an HTTP chain, which takes what is HTTP before the passthrough chain.
+    /// Returns the listeners on all addresses that have an HTTP chain, which takes HTTP connections before the passthrough chain.
     pub fn not_covered(&self) -> BTreeSet<String> {
         let http = |listener: &Value| {
             let chains = list(&listener["filter_chains"]);
@@ -160,7 +160,7 @@ impl Sidecar {
             .collect()
     }
 
-    /// The counters of sluice.
+    /// Returns sluice's counters.
     pub fn counters(&self) -> Vec<(&str, &str)> {
         let ours = self.stats.lines().filter_map(|line| line.strip_prefix("wasmcustom.")?.split_once(": "));
         ours.filter(|(name, _)| name.starts_with("sluice.")).collect()
