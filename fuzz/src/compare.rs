@@ -44,7 +44,7 @@ pub fn check(parsed: &Result<Box<Policy>, ConfigError>, model: Option<&Model>) {
 }
 
 fn check_policy(policy: &Policy, model: &Model) {
-    assert_eq!((policy.otherwise, policy.on_error), (model.otherwise, model.on_error));
+    assert_eq!((policy.otherwise, policy.on_error, policy.observes), (model.otherwise, model.on_error, model.observes));
     assert_eq!(policy.clusters, model.clusters());
     assert_eq!(policy.reads_destination(), model.reads_destination());
     assert_eq!(policy.reads_server_name(), model.reads_server_name());

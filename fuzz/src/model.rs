@@ -21,6 +21,8 @@ pub struct Model {
     pub otherwise: Action,
     /// The action if an address cannot be read or an override is refused.
     pub on_error: Action,
+    /// Whether decisions are counted and logged, but not applied.
+    pub observes: bool,
 }
 
 /// A route. A list that is `None` matches everything.
@@ -90,18 +92,24 @@ impl Model {
     /// Returns the model of an object, or `None` if it must be rejected.
     #[must_use]
     pub fn of(json: &Json) -> Option<Self> {
-        let [routes, otherwise, on_error, name] = fields(json, ["routes", "otherwise", "on_error", "preset"])?;
+        let [routes, otherwise, on_error, mode, name] =
+            fields(json, ["routes", "otherwise", "on_error", "mode", "preset"])?;
         if let Some(name) = name {
-            let alone = routes.is_none() && otherwise.is_none() && on_error.is_none();
+            let alone = [routes, otherwise, on_error, mode].iter().all(Option::is_none);
             return if alone { preset(text(name)?) } else { None };
         }
+        let observes = match mode.map(text) {
+            None | Some(Some("enforce")) => false,
+            Some(Some("observe")) => true,
+            _ => return None,
+        };
         let routes = list(routes?, MAX_ROUTES)?.iter().map(Route::of).collect::<Option<Vec<_>>>()?;
         let clusters = || routes.iter().flat_map(|route| route.target.clusters());
         if clusters().count() > MAX_CLUSTER_REFERENCES || clusters().collect::<HashSet<_>>().len() > MAX_CLUSTERS {
             return None;
         }
         let on_error = on_error.map_or(Some(Action::Deny), action)?;
-        Some(Self { routes, otherwise: action(otherwise?)?, on_error })
+        Some(Self { routes, otherwise: action(otherwise?)?, on_error, observes })
     }
 
     /// Returns the names of all clusters, in the order of their first occurrence.
@@ -259,7 +267,8 @@ impl fmt::Display for Model {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("{\"routes\":")?;
         write_list(out, &self.routes, |out, route| write!(out, "{route}"))?;
-        write!(out, ",\"otherwise\":\"{}\",\"on_error\":\"{}\"}}", word(self.otherwise), word(self.on_error))
+        write!(out, ",\"otherwise\":\"{}\",\"on_error\":\"{}\"", word(self.otherwise), word(self.on_error))?;
+        out.write_str(if self.observes { ",\"mode\":\"observe\"}" } else { "}" })
     }
 }
 

@@ -87,5 +87,5 @@ fn route(input: &mut Input<'_>) -> Route {
 /// Returns a valid configuration.
 pub fn model(input: &mut Input<'_>) -> Model {
     let routes = (0..=input.byte() % 5).map(|_| route(input)).collect();
-    Model { routes, otherwise: action(input), on_error: action(input) }
+    Model { routes, otherwise: action(input), on_error: action(input), observes: input.one_in(8) }
 }

@@ -52,8 +52,10 @@ pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Actio
             Some(model.on_error)
         }
         Verdict::Cluster(cluster) => {
-            calls.push(Call::Override(cluster.to_owned()));
-            if shown.accepts_override {
+            if !model.observes {
+                calls.push(Call::Override(cluster.to_owned()));
+            }
+            if model.observes || shown.accepts_override {
                 count(&mut calls, format!("sluice.routed.{cluster}"));
                 None
             } else {
@@ -68,13 +70,15 @@ pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Actio
         Some(Action::Continue) => count(&mut calls, "sluice.continued".to_owned()),
         Some(Action::Deny) => {
             count(&mut calls, "sluice.denied".to_owned());
-            calls.push(Call::Override("sluice.denied".to_owned()));
+            if !model.observes {
+                calls.push(Call::Override("sluice.denied".to_owned()));
+            }
         }
     }
     if is_error || shown.debug {
         calls.push(Call::Log(if is_error { WARN } else { DEBUG }));
     }
-    let action = end.unwrap_or(Action::Continue);
+    let action = end.filter(|_| !model.observes).unwrap_or(Action::Continue);
     if action == Action::Deny {
         calls.push(Call::Close);
     }
