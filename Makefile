@@ -21,10 +21,8 @@ test-oldest: ; $(CARGO) $(WITH_WASM_OPT) test-oldest
 soak: ; $(CARGO) $(WITH_WASM_OPT) soak
 soak-short: ; CONNECTIONS=6000 $(CARGO) $(WITH_WASM_OPT) soak
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-# Leaves out ci-docker and ci-mesh until they have passed with routers that authenticate their clients, and audit until the licences
-# of the new crates are checked.
-ci: ci-lint ci-module
-ci-lint: lint test-native
+ci: ci-lint ci-module ci-docker ci-mesh
+ci-lint: lint test-native audit
 ci-module: regen-proto wasm-size demo test test-oldest
 ci-docker: test-docker
 ci-mesh: test-mesh
