@@ -6,7 +6,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit bench bench-limits
+.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit bench bench-egress bench-limits
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -40,4 +40,5 @@ check-readme: ; $(CARGO) test --test native -- tidy
 coverage: ; $(CARGO) xtask coverage
 audit: ; $(CARGO) xtask audit
 bench: ; $(CARGO) $(WITH_WASM_OPT) bench
+bench-egress: ; $(CARGO) $(WITH_WASM_OPT) bench-egress
 bench-limits: ; $(CARGO) $(WITH_WASM_OPT) bench-limits
