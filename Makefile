@@ -6,7 +6,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit fuzz sanitize bench bench-limits
+.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit fuzz sanitize bench bench-egress bench-limits
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -21,10 +21,8 @@ test-oldest: ; $(CARGO) $(WITH_WASM_OPT) test-oldest
 soak: ; $(CARGO) $(WITH_WASM_OPT) soak
 soak-short: ; CONNECTIONS=6000 $(CARGO) $(WITH_WASM_OPT) soak
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
-# Leaves out ci-docker and ci-mesh until they have passed with routers that authenticate their clients, and audit until the licences
-# of the new crates are checked.
-ci: ci-lint ci-module
-ci-lint: lint test-native
+ci: ci-lint ci-module ci-docker ci-mesh
+ci-lint: lint test-native audit
 ci-module: regen-proto wasm-size demo test test-oldest
 ci-docker: test-docker
 ci-mesh: test-mesh
@@ -44,4 +42,5 @@ audit: ; $(CARGO) xtask audit
 fuzz: ; $(CARGO) $(WITH_WASM_OPT) fuzz $(or $(SECONDS),3)
 sanitize: ; $(CARGO) xtask sanitize
 bench: ; $(CARGO) $(WITH_WASM_OPT) bench
+bench-egress: ; $(CARGO) $(WITH_WASM_OPT) bench-egress
 bench-limits: ; $(CARGO) $(WITH_WASM_OPT) bench-limits

@@ -188,6 +188,7 @@ fn evict(cluster: &Cluster, pod: &Pod, dry_run: bool) -> Result<String> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<()> {
     on_cluster(|cluster| {
         for router in ROUTERS {

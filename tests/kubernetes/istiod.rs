@@ -196,6 +196,7 @@ fn expect_starting_pods_are_steered(count: usize) -> Result<()> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn pods_that_connect_while_they_start_are_steered_or_refused() -> Result<()> {
     expect_starting_pods_are_steered(4)
 }

@@ -151,6 +151,7 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn without_the_registry_new_sidecars_forward_nothing() -> Result<()> {
     on_cluster(|cluster| {
         restoring(cluster, |cluster| {
@@ -168,6 +169,7 @@ fn without_the_registry_new_sidecars_forward_nothing() -> Result<()> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn an_image_that_does_not_match_its_digest_is_rejected() -> Result<()> {
     on_cluster(|cluster| {
         restoring(cluster, |cluster| {
@@ -255,6 +257,7 @@ fn the_module_is_delivered_by_config_map() -> Result<()> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn the_native_module_is_delivered_by_config_map_and_an_invalid_one_forwards_nothing() -> Result<()> {
     on_cluster(|cluster| {
         restoring(cluster, |cluster| {

@@ -272,6 +272,7 @@ fn expect_limits(cluster: &Cluster, limits: &[u32], annotations: &str, config: &
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn a_sidecar_with_the_wasm_module_runs_within_64_mebibytes() -> Result<()> {
     on_cluster(|cluster| expect_limits(cluster, &[24, 64], "", ""))
 }

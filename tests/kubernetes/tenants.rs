@@ -95,6 +95,12 @@ fn expect_routes(cluster: &Cluster) -> Result<()> {
         let heard = from_container(cluster, &client)?;
         ensure!(heard.is_empty(), "tenant-a heard on port 25: {heard}");
         ensure!(denied(&client)? == before + 3, "denied: {before}, then {}", denied(&client)?);
+        cluster.eventually("the denied connections in the sidecar's log", |cluster| {
+            let entries = client.entries(cluster, "istio-proxy")?;
+            let denied = entries.iter().filter(|entry| entry["decision"] == "sluice.denied");
+            ensure!(denied.count() >= 3, "{entries:?}");
+            Ok(())
+        })?;
     }
     for client in clients(cluster, "tenant-b", ROUTERS[0])? {
         for family in [0, 1] {

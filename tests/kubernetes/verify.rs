@@ -112,6 +112,9 @@ fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
 
 const APPLY: &[&str] = &["apply", "--filename", "-"];
 
+/// What verify prints of each client without port-80.yaml.
+const PORT_80: &str = "  not covered: plain HTTP to the outside on 0.0.0.0_80";
+
 #[test]
 fn verify_shows_the_router_of_each_client() -> Result<()> {
     on_cluster(|cluster| {
@@ -129,7 +132,7 @@ fn verify_shows_the_router_of_each_client() -> Result<()> {
                 let told = format!("  not covered: plain HTTP to the outside on {listener}\n");
                 ensure!(shown.contains(&told), "{listener}:\n{shown}");
             }
-            ensure!(!shown.contains("0.0.0.0_80"), "{shown}");
+            ensure!(!shown.lines().any(|line| line == PORT_80), "{shown}");
             println!("{shown}");
         }
         Ok(())
@@ -167,6 +170,7 @@ fn verify_names_each_fault_of_the_manifests() -> Result<()> {
 }
 
 #[test]
+#[ignore = "slow: make test-mesh-full"]
 fn verify_names_each_fault_of_the_table() -> Result<()> {
     on_cluster(|cluster| {
         let patched = |path: &str, value: &str, told: &str| -> Result<()> {
@@ -216,15 +220,14 @@ fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
         cluster.kubectl(&["delete", "envoyfilter", "sluice-port-80"])?;
         let outcome = cluster.eventually("verify to list port 80", |_| {
             let (right, shown) = cluster.verify(None)?;
-            let told =
-                shown.lines().filter(|line| *line == "  not covered: plain HTTP to the outside on 0.0.0.0_80").count();
+            let told = shown.lines().filter(|line| *line == PORT_80).count();
             ensure!(right && told == cluster.clients.len(), "{shown}");
             Ok(())
         });
         cluster.apply()?;
         cluster.eventually("verify to omit port 80", |_| {
             let (_, shown) = cluster.verify(None)?;
-            ensure!(!shown.contains("0.0.0.0_80"), "{shown}");
+            ensure!(!shown.lines().any(|line| line == PORT_80), "{shown}");
             Ok(())
         })?;
         outcome

@@ -47,6 +47,7 @@ fn dispatch() -> Result<()> {
     match *arguments {
         ["audit"] => tools::audit(),
         ["bench"] => bench::run(),
+        ["bench-egress"] => tests::bench_egress(),
         ["bench-limits"] => bench::limits(),
         ["build-native"] => native::build_for_target().map(drop),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
@@ -87,7 +88,7 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("to run this task: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|fuzz|lint|oci|oci-push|regen-proto|\
+            "usage: cargo xtask audit|bench|bench-egress|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|fuzz|lint|oci|oci-push|regen-proto|\
              release|sanitize|soak|test|test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify|wasm-size"
         ),
     }

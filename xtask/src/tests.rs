@@ -73,6 +73,14 @@ pub fn docker() -> Result<()> {
     Ok(())
 }
 
+/// Measures what mutual TLS costs on the egress path.
+pub fn bench_egress() -> Result<()> {
+    let (_, environment) = ready()?;
+    let arguments = ["--ignored", "cost::"];
+    println!("{} tests skipped", target("interception", &arguments, network::hindrance().as_deref(), &environment)?);
+    Ok(())
+}
+
 /// Runs the soak test and the fault tests one after the other, or in parallel if CONNECTIONS selects a short run.
 pub fn soak() -> Result<()> {
     let hindrance = network::hindrance();

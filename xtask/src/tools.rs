@@ -87,10 +87,10 @@ pub fn audit() -> Result<()> {
         other => bail!("AUDIT: {other:?}, expected: strict"),
     };
     let deny = tool(&sh, CARGO_DENY)?;
-    cmd!(sh, "{deny} --all-features check licenses bans sources").run()?;
+    cmd!(sh, "{deny} --workspace --all-features check licenses bans sources").run()?;
     let fetched = cmd!(sh, "{deny} fetch db").quiet().ignore_status().output()?;
     if fetched.status.success() {
-        cmd!(sh, "{deny} --all-features check --disable-fetch advisories").run()?;
+        cmd!(sh, "{deny} --workspace --all-features check --disable-fetch advisories").run()?;
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&fetched.stderr);

@@ -256,12 +256,14 @@ fn gather(listener: &Value, lists: &mut Lists) {
     }
 }
 
-/// Returns the identities in `match_typed_subject_alt_names` of a cluster or a filter chain, as `KIND VALUE` unless exact.
+/// Returns the identities that a cluster or a filter chain accepts, as `KIND VALUE` unless exact.
 pub fn identities(value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk(value, &mut |value| {
-        for name in list(&value["match_typed_subject_alt_names"]) {
-            for (kind, value) in name["matcher"].as_object().into_iter().flatten() {
+        // Istio writes the older field, whose entries are the matchers themselves.
+        let typed = list(&value["match_typed_subject_alt_names"]).into_iter().map(|name| name["matcher"].clone());
+        for matcher in typed.chain(list(&value["match_subject_alt_names"])) {
+            for (kind, value) in matcher.as_object().into_iter().flatten() {
                 let Some(value) = value.as_str() else { continue };
                 found.insert(if kind == "exact" { value.to_owned() } else { format!("{kind} {value}") });
             }
@@ -400,6 +402,15 @@ mod tests {
         assert!(lists["clients: private"].contains("10.0.0.0/8"));
         assert_eq!(lists["tenant-b: routers"], ["egress-router2".to_owned()].into());
         assert_eq!(lists["tenant-b: others"], ["forbidden".to_owned()].into());
+    }
+
+    #[test]
+    fn identities_are_read_from_both_fields_of_envoy() {
+        let typed =
+            json!({ "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": "spiffe://a/b" } }] });
+        let older = json!({ "context": { "match_subject_alt_names": [{ "exact": "spiffe://a/b" }, { "prefix": "spiffe://c/" }] } });
+        assert_eq!(identities(&typed), ["spiffe://a/b".to_owned()].into());
+        assert_eq!(identities(&older), ["spiffe://a/b".to_owned(), "prefix spiffe://c/".to_owned()].into());
     }
 
     #[test]
