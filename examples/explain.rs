@@ -130,7 +130,7 @@ fn address(argument: &str, text: &str, port_is_optional: bool) -> Result<Option<
 }
 
 fn describe(policy: &Policy, decision: Decision) -> String {
-    match decision {
+    let description = match decision {
         Decision::Cluster(index) => format!("cluster {}", policy.cluster(index)),
         Decision::Action(action) => describe_action(action).to_owned(),
         Decision::Unreadable(side) => {
@@ -140,7 +140,8 @@ fn describe(policy: &Policy, decision: Decision) -> String {
             };
             format!("on_error: {}, because the {side} is not an IP address", describe_action(policy.on_error))
         }
-    }
+    };
+    description + if policy.observes { " (not applied: mode is observe)" } else { "" }
 }
 
 fn describe_action(action: Action) -> &'static str {

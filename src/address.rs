@@ -74,6 +74,7 @@ pub fn parse_ip(cursor: &mut Cursor<'_>) -> Option<(Address, Notation)> {
     // The groups before "::", and their number.
     let mut before_gap = None;
     while count < 8 {
+        // Whether "::" was just read.
         let mut gap_ends_here = false;
         if before_gap.is_none() && cursor.rest.starts_with(b"::") {
             cursor.take(b':');

@@ -16,7 +16,7 @@ struct Details {
 }
 
 impl ConfigError {
-    /// Rejects a value. `text` is its path, `: ` and the message, or the message alone if the path is empty.
+    /// Creates the error for a rejected value. `text` is its path, `: ` and the message, or the message alone if the path is empty.
     #[must_use]
     pub fn new(text: Text, path_length: usize) -> Self {
         Self(Box::new(Details { text, path_length }))

@@ -67,7 +67,7 @@ impl Scope {
         self.count
     }
 
-    /// Whether the field of this index was read.
+    /// Returns whether the field of this index was read.
     #[must_use]
     pub fn has(&self, field: usize) -> bool {
         self.fields & field_bit(field) != 0
@@ -146,7 +146,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns whether this is the first error. If so, the message has to be appended to the path.
+    /// Records an error unless there is one: ends the document and completes the path. Returns whether the caller must append
+    /// the message.
     #[inline(never)]
     fn begin_error(&mut self) -> bool {
         let is_first = self.error.is_none();

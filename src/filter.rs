@@ -47,6 +47,7 @@ enum Outcome {
 }
 
 impl Outcome {
+    /// The names of the counters, in the order of the variants.
     const NAMES: [&str; 4] = ["continued", "denied", "unreadable", "host_errors"];
 }
 
@@ -104,8 +105,9 @@ impl<H: Host> Filter<H> {
             Some(Action::Continue) => self.count(connection, Outcome::Continued),
             Some(Action::Deny) => {
                 self.count(connection, Outcome::Denied);
-                // For access logs, and as a last barrier: if a proxy neither closed nor stopped the connection, `tcp_proxy`
-                // would look for a cluster of this name, which must not exist. A refusal changes nothing.
+                // For access logs, and as a last barrier: if the proxy did not close the connection, it would call `tcp_proxy` at
+                // the first bytes. `tcp_proxy` would then look for a cluster of this name, which must not exist. A refusal
+                // changes nothing.
                 _ = self.apply(connection, &self.denied_override);
             }
             None => {}
@@ -183,7 +185,7 @@ impl<H: Host> Filter<H> {
 }
 
 /// Handles a new connection. Without a filter, because no configuration was accepted, it is denied. On [`Action::Deny`] the
-/// connection has been closed, and the caller must stop it as well.
+/// connection has been closed, and the caller must also stop it, so that the next filter is not called at once.
 pub fn on_new_connection<C: Connection>(filter: Option<&Filter<C::Host>>, connection: &C) -> Action {
     let action = match filter {
         Some(filter) => {

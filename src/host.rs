@@ -63,8 +63,8 @@ pub trait Connection: Log {
     /// Adds one to a counter. Failures are ignored.
     fn increment(&self, counter: &<Self::Host as Host>::Counter);
 
-    /// Closes the connection to the downstream peer. The filter also stops the connection by the result of its
-    /// callback, so nothing passes if this fails.
+    /// Closes the connection to the downstream peer. The result of the callback alone is not enough: Envoy would continue
+    /// with the next filter at the first bytes.
     fn close(&self);
 
     /// Returns whether the proxy's log shows lines of this level. `false` if the proxy does not tell.
@@ -76,14 +76,16 @@ pub trait Connection: Log {
 pub enum Level {
     /// A decision.
     Debug = 1,
-    /// A connection that could not be decided or routed as the policy says, or a counter that the proxy refused.
+    /// A connection that could not be decided or routed as the policy says, a counter that the proxy refused, or a
+    /// configuration with the mode `observe`.
     Warn = 3,
     /// A rejected configuration, or a connection without one.
     Error = 4,
 }
 
-/// Why a call to the proxy failed: a status of the proxy-wasm ABI, as the proxy returned it
-/// (<https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>).
+/// Why a call to the proxy failed. For the Wasm module, the status of the proxy-wasm ABI that the proxy returned
+/// (<https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>). The native module chooses one of
+/// the constants if Envoy only returns `false`, and passes on Envoy's metrics result for a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub u32);
 

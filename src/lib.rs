@@ -14,10 +14,9 @@
 //!   proxy.
 //! - [`filter`] loads a configuration and handles new connections, for any proxy that implements the traits in [`host`].
 //! - `src/host/` implements these traits for the proxy-wasm ABI, for Envoy's dynamic modules (feature `native`), and for tests,
-//!   which record the calls. It also holds what calls the filter in WebAssembly: the entry points and the allocator of the
-//!   shipped module, or the SDK's dispatcher (feature `sdk`, on by default).
-//!
-//! - [`cursor`], [`text`] and [`config_error`] serve the others.
+//!   which record the calls. It also contains the entry points of both modules, the allocator of the shipped Wasm module, and the
+//!   contexts for the SDK's dispatcher (feature `sdk`, on by default).
+//! - [`cursor`], [`text`] and [`config_error`] are helpers of the other modules.
 //!
 //! `#[inline(never)]` and `#[inline(always)]` are used where they make the module smaller.
 

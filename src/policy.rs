@@ -95,14 +95,14 @@ impl Policy {
         self.clusters.get(index.position()).map_or("", String::as_str)
     }
 
-    /// Whether some route asks for the destination address or port.
+    /// Returns whether some route asks for the destination address or port.
     #[must_use]
     pub fn reads_destination(&self) -> bool {
         let criteria = self.routes.criteria();
         criteria.contains(Criterion::Destination) || criteria.contains(Criterion::DestinationPorts)
     }
 
-    /// Whether some route asks for the server name.
+    /// Returns whether some route asks for the server name.
     #[must_use]
     pub fn reads_server_name(&self) -> bool {
         self.routes.criteria().contains(Criterion::Sni)

@@ -7,8 +7,8 @@
 //! condition  SOURCE            network (16 bytes)  mask (16 bytes)
 //!          | DESTINATION       network (16 bytes)  mask (16 bytes)
 //!          | DESTINATION_PORTS port (2 bytes)
-//!          | SNI               length (2 bytes)  pattern
-//! target     CLUSTERS          length (2 bytes)  index (2 bytes)*
+//!          | SNI               length in bytes (2 bytes)  pattern
+//! target     CLUSTERS          length in bytes (2 bytes)  index (2 bytes)*
 //!          | CONTINUE
 //!          | DENY
 //! ```
@@ -110,7 +110,8 @@ impl Routes {
         Evaluation { cursor: Cursor::new(&self.bytes), connection }
     }
 
-    /// Records that some route has this criterion.
+    /// Records that some route has this criterion. Without this call, the filter does not read the attribute, and routes with the
+    /// criterion never match.
     pub(crate) fn note_criterion(&mut self, criterion: Criterion) {
         self.criteria.0 |= criterion as u8;
     }

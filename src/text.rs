@@ -1,4 +1,4 @@
-//! A text assembled piece by piece without `core::fmt`, whose machinery is larger than the filter.
+//! A growable ASCII buffer for log lines and errors, without `core::fmt`, whose machinery is larger than the filter.
 
 use alloc::{string::String, vec::Vec};
 

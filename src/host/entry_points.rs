@@ -23,8 +23,9 @@ struct Root {
     next: Option<Box<Root>>,
 }
 
-/// All configured root contexts. Empty while `proxy_on_new_connection` or `proxy_on_delete` runs. If a proxy called another entry
-/// point meanwhile, a new connection would be closed and a new configuration lost; no proxy does that.
+/// All configured root contexts. Empty while `proxy_on_new_connection` or `proxy_on_delete` runs. If a proxy called another
+/// callback meanwhile, a new connection would be closed and a new configuration lost. Envoy does not: it closes a connection only
+/// after the callback has returned.
 static ROOTS: SingleThread<Cell<Option<Box<Root>>>> = SingleThread(Cell::new(None));
 
 /// The context that was created last, and its parent: the root context of a stream context, 0 for a root context.

@@ -2,8 +2,8 @@
 //! (<https://github.com/envoyproxy/envoy/blob/0199da4a13cb999df12ad32db7d03942cfbf9abb/source/extensions/dynamic_modules/abi/abi.h>)
 //! as a host, and the entry points of the native module.
 //!
-//! Envoy calls `config_new` once for each listener that it loads, on the main thread, and shares the configuration among all
-//! workers. It does not change after that. A connection needs no memory: its filter is the configuration itself.
+//! Envoy calls `config_new` once for each filter chain that contains the filter, on the main thread, and shares the configuration
+//! among all workers. It does not change after that. A connection needs no memory: its filter is the configuration itself.
 //!
 //! A panic must not unwind into Envoy. Each entry point that runs code of the filter catches it: a configuration is then
 //! rejected, and a connection is closed and counted as `sluice.panics`.
@@ -55,7 +55,7 @@ impl Buffer {
         Self { data: bytes.as_ptr(), length: bytes.len() }
     }
 
-    /// The bytes, or none if the address is null.
+    /// The bytes, or an empty slice if the address is null.
     ///
     /// # Safety
     ///
@@ -69,7 +69,7 @@ impl Buffer {
     }
 }
 
-/// The state that the module keeps for each listener.
+/// The state that the module keeps for each filter chain that contains the filter.
 struct Loaded {
     filter: Box<Filter<Configuration>>,
     panics: Option<usize>,
@@ -230,7 +230,8 @@ extern "C" fn envoy_dynamic_module_on_network_filter_config_new(
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_network_filter_config_destroy(loaded: *mut c_void) {
     if !loaded.is_null() {
-        // SAFETY: Envoy returns what `config_new` gave it, once.
+        // SAFETY: Envoy returns what `config_new` gave it, once. It may do so on a worker, which is sound because `Loaded` is
+        // `Send`: it owns plain data.
         drop(unsafe { Box::from_raw(loaded.cast::<Loaded>()) });
     }
 }
@@ -245,7 +246,8 @@ extern "C" fn envoy_dynamic_module_on_network_filter_new(loaded: *const c_void, 
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_on_network_filter_new_connection(envoy: *mut c_void, loaded: *const c_void) -> u32 {
     let connection = NewConnection(envoy);
-    // SAFETY: Envoy returns what `filter_new` gave it, and keeps the configuration as long as its connections.
+    // SAFETY: Envoy returns what `filter_new` gave it, and keeps the configuration as long as its connections. Workers share it,
+    // which is sound because `Loaded` is `Sync`: it is plain data without interior mutability.
     let loaded = unsafe { loaded.cast::<Loaded>().as_ref() };
     let panics = loaded.and_then(|loaded| loaded.panics.as_ref());
     guard(&connection, panics, || on_new_connection(loaded.map(|loaded| &*loaded.filter), &connection))

@@ -126,6 +126,8 @@ fn with_deployment(cluster: &Cluster, patch: &str, work: impl FnOnce(&[Pod]) -> 
         .rolled_out(ROUTERS_NAMESPACE, "egress-router2")
         .and_then(|()| cluster.pods(ROUTERS_NAMESPACE, "app=egress-router2"))
         .and_then(|pods| work(&pods));
+    // kubectl apply would keep what the patch added.
+    cluster.kubectl(&["rollout", "undo", "deployment/egress-router2", &namespace])?;
     cluster.apply()?;
     cluster.rolled_out(ROUTERS_NAMESPACE, "egress-router2")?;
     outcome

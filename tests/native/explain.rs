@@ -64,6 +64,24 @@ fn explain_decides_a_list_of_connections() {
 }
 
 #[test]
+fn explain_says_that_the_mode_observe_applies_no_decision() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, list) = (folder.path().join("config.json"), folder.path().join("connections"));
+    std::fs::write(&config, r#"{"routes": [{"clusters": ["a", "b"]}], "otherwise": "deny", "mode": "observe"}"#)
+        .unwrap();
+    std::fs::write(&list, "- 10.0.0.9\n").unwrap();
+    let (config, list) = (config.to_str().unwrap(), list.to_str().unwrap());
+    assert_eq!(
+        explained(&[config, "10.0.0.3", "10.0.0.9"]),
+        "routes[0]: matches\ncluster b (not applied: mode is observe)\n"
+    );
+    assert_eq!(
+        explained(&["--table", config, list]),
+        "- 10.0.0.9\t-\ton_error: deny, because the source is not an IP address (not applied: mode is observe)\n"
+    );
+}
+
+#[test]
 fn explain_reports_errors_as_the_module_does() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.json");

@@ -1,4 +1,4 @@
-//! The repository's tasks: `cargo xtask TASK`. The Makefile lists all of them.
+//! The repository's tasks: `cargo xtask TASK`. The Makefile lists those for users.
 
 mod bench;
 mod compiler;

@@ -144,6 +144,7 @@ fn agent(pod: &Value) -> Result<String> {
 }
 
 /// A certificate that a router presents.
+#[derive(PartialEq)]
 struct Certificate {
     identities: BTreeSet<String>,
     expires: Timestamp,
@@ -156,7 +157,9 @@ impl Certificate {
         ensure!(!chain.is_empty(), "it has no certificate");
         // The intermediate certificates of a chain have no identity.
         let leaf = |one: &&Value| list(&one["subject_alt_names"]).iter().any(|name| name["uri"].is_string());
-        chain.iter().filter(leaf).map(Self::read).collect()
+        let mut certificates = chain.iter().filter(leaf).map(Self::read).collect::<Result<Vec<_>>>()?;
+        certificates.dedup(); // Envoy lists them for each filter chain
+        Ok(certificates)
     }
 
     fn read(entry: &Value) -> Result<Self> {
