@@ -33,9 +33,11 @@ const PORT: u16 = 8090;
 const ATTACK: Duration = Duration::from_secs(15);
 /// The number of connections that an attack holds open.
 const HELD: usize = 2_000;
-/// The number of connections at once that the NetworkPolicy stops. Few, because a process in user space decides about each of them
-/// on this cluster, and the attacks of this test are to burden the routers.
+/// The numbers of connections that strangers open at once: those that the NetworkPolicy stops, and those that reach the routers. On
+/// this cluster a process in user space decides about the first packet of each connection, and more of them delay all others. The
+/// test of the Docker example has 2,000.
 const STOPPED: usize = 200;
+const STRANGERS: usize = 500;
 /// The port of a server that accepts connections and sends nothing.
 const SILENT: u16 = 7008;
 
@@ -132,7 +134,8 @@ fn during_attack<T: Send>(
     );
     ensure!(lost == 0 && seen.answered >= 20, "{what}: {} answered, lost {:?}", seen.answered, seen.lost);
     ensure!(seen.slowest[1] < Duration::from_secs(1), "{what}: the admin interface took {:?}", seen.slowest[1]);
-    ensure!(seen.slowest[2] < NO_ANSWER, "{what}: a readiness probe had no answer");
+    // The kubelet waits a second for the answer to a probe.
+    ensure!(seen.slowest[2] < Duration::from_secs(1), "{what}: a readiness probe took {:?}", seen.slowest[2]);
     Ok(done)
 }
 
@@ -293,9 +296,9 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     let header = proxy_header(source, outside(0, SILENT));
     let show = |open: &usize| format!("{open} established on average");
     for (what, say) in [("connections without a header", &b""[..]), ("with a header, without TLS", &header[..])] {
-        let what = format!("{HELD} {what}");
-        let open = during_attack(cluster, &routers, &what, || hold_strangers(labelled, &ports, HELD, say), show)?;
-        ensure!(open > HELD / 2, "{what}: {open} established");
+        let what = format!("{STRANGERS} {what}");
+        let open = during_attack(cluster, &routers, &what, || hold_strangers(labelled, &ports, STRANGERS, say), show)?;
+        ensure!(open > STRANGERS / 2, "{what}: {open} established");
     }
     let what = format!("{HELD} with its certificate, idle, to one pod");
     let hold = || hold_authenticated(labelled, ports[0], &header, &own);
