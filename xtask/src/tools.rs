@@ -94,7 +94,7 @@ pub fn audit() -> Result<()> {
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&fetched.stderr);
-    let reason = reason.lines().last().unwrap_or("no reason given");
+    let reason = reason.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no reason given");
     if strict {
         bail!("advisories are not checked, because their database cannot be fetched: {reason}");
     }
