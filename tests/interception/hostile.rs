@@ -137,8 +137,14 @@ const AROUND: [(&str, u32, &str); 8] = [
     ("UDP", 1000, "exec 3>/dev/udp/198.51.100.7/5353; echo a >&3; sleep 0.1; echo b >&3"),
     ("UDP of user 1337", 1337, "exec 3>/dev/udp/198.51.100.7/5353; echo a >&3; sleep 0.1; echo b >&3"),
     ("QUIC", 1000, "exec 3>/dev/udp/198.51.100.7/443; echo a >&3; sleep 0.1; echo b >&3"),
-    ("an echo request", 1000, "ping -c 1 -W 1 198.51.100.7"),
+    ("an echo request", 1000, ECHO_REQUEST),
 ];
+
+const ECHO_REQUEST: &str = "python3 -c 'import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+s.settimeout(1)
+s.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]), (\"198.51.100.7\", 0))
+s.recv(64)'";
 
 /// The destination's sockets for the datagrams of `AROUND`.
 fn udp_sockets(destination: &Host) -> Result<Vec<UdpSocket>> {
@@ -151,7 +157,7 @@ fn udp_sockets(destination: &Host) -> Result<Vec<UdpSocket>> {
 }
 
 /// Lets programs without capabilities send echo requests.
-fn allow_ping(pod: &Host) -> Result<()> {
+fn allow_echo_requests(pod: &Host) -> Result<()> {
     Ok(pod.run(|| fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"))?)
 }
 
@@ -161,7 +167,7 @@ fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
     let key = topology.certificates.of("client").join("identity.pem");
     let key = key.display();
     let sockets = udp_sockets(&topology.destination)?;
-    allow_ping(pod)?;
+    allow_echo_requests(pod)?;
     let ways = [
         ("read the sidecar's key", format!("cat {key}")),
         ("list the folder of the key", format!("ls {}", topology.certificates.of("client").display())),
@@ -207,7 +213,7 @@ fn without_the_redirection_user_1337_and_udp_pass() -> Result<()> {
     let (_received, _): (Received, _) = serve(&destination)?;
     let _ports = [25, 8083].map(|port| router.run(|| TcpListener::bind(("0.0.0.0", port))));
     let sockets = udp_sockets(&destination)?;
-    allow_ping(&pod)?;
+    allow_echo_requests(&pod)?;
     for (way, user, script) in AROUND {
         assert!(succeeds(&pod, user, script)?, "{way}");
     }
