@@ -14,7 +14,7 @@ use std::{
 };
 use testbed::{Config, Envoy, Module, envoy};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const CONNECTIONS: u32 = 2_000;
 /// What one connection sends, and receives again. In MB of 10^6 bytes.
 const MEGABYTES: u32 = 300;
