@@ -218,6 +218,16 @@ impl Envoy {
         self.process.id()
     }
 
+    /// Returns the CPU time of Envoy's threads since it started.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let mut nanoseconds = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            nanoseconds += schedstat.split(' ').next().context("schedstat is empty")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
+    }
+
     /// Returns Envoy's log so far.
     #[must_use]
     pub fn log(&self) -> String {

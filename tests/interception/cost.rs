@@ -1,22 +1,21 @@
-//! The processor time that mutual TLS takes in the sidecar and in the router. `make bench-egress` prints the table.
+//! The CPU time that mutual TLS takes in the sidecar and in the router. `make bench-egress` prints the table.
 
 use crate::{
     destination::ECHO,
+    load::exchange,
     topology::{Topology, router, sidecar},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::{
-    fs,
     io::{Read, Write},
-    net::{Shutdown, TcpStream},
     thread,
     time::Duration,
 };
-use testbed::{Config, Envoy, Module, envoy};
+use testbed::{Config, Module, envoy};
 
 const ROUNDS: usize = 3;
 const CONNECTIONS: u32 = 1_000;
-/// What one connection sends, and receives again. In MB of 10^6 bytes.
+/// The amount of data that one connection sends and receives back, in megabytes (10^6 bytes).
 const MEGABYTES: u32 = 200;
 
 /// Returns a configuration in which each TLS transport socket is plaintext.
@@ -42,34 +41,13 @@ fn without_tls(config: &Config) -> Result<Config> {
     config.with(config.text(), &text.replace("ON_DOWNSTREAM_TLS_HANDSHAKE", "IMMEDIATE"))
 }
 
-/// The processor time of an Envoy since it started, in milliseconds.
-fn processor_time(envoy: &Envoy) -> Result<f64> {
-    let mut nanoseconds = 0;
-    for thread in fs::read_dir(format!("/proc/{}/task", envoy.id()))? {
-        let schedule = fs::read_to_string(thread?.path().join("schedstat"))?;
-        nanoseconds += schedule.split(' ').next().context("schedstat is empty")?.parse::<u64>()?;
-    }
-    Ok(nanoseconds as f64 / 1e6)
-}
-
-/// Does this `count` times, and returns the milliseconds that each time took in the sidecar and in the router.
-fn measure(topology: &Topology, count: u32, mut work: impl FnMut() -> Result<()>) -> Result<[f64; 2]> {
-    let proxies = [&topology.sidecar, &topology.egress[0]];
-    let before = [processor_time(proxies[0])?, processor_time(proxies[1])?];
+/// Returns the milliseconds of CPU time that this work takes in the sidecar and in the router, divided by `count`.
+fn measure(topology: &Topology, count: u32, work: impl FnOnce() -> Result<()>) -> Result<[f64; 2]> {
+    let spent = || -> Result<[Duration; 2]> { Ok([topology.sidecar.cpu_time()?, topology.egress[0].cpu_time()?]) };
+    let before = spent()?;
     work()?;
-    let mut spent = [0.0; 2];
-    for ((spent, before), proxy) in spent.iter_mut().zip(before).zip(proxies) {
-        *spent = (processor_time(proxy)? - before) / f64::from(count);
-    }
-    Ok(spent)
-}
-
-fn echoed(client: &mut TcpStream, bytes: &[u8]) -> Result<()> {
-    client.write_all(bytes)?;
-    let mut echo = vec![0; bytes.len()];
-    client.read_exact(&mut echo)?;
-    ensure!(echo == bytes, "another answer");
-    Ok(())
+    let after = spent()?;
+    Ok([0, 1].map(|proxy| (after[proxy] - before[proxy]).as_secs_f64() * 1_000.0 / f64::from(count)))
 }
 
 /// Returns milliseconds per connection in the sidecar and in the router, then those per MB.
@@ -77,10 +55,7 @@ fn cost(sidecar: &Config, router: &Config, has_tls: bool) -> Result<[f64; 4]> {
     let topology = Topology::start(sidecar, router)?;
     let handshakes = || envoy::value(&topology.egress[0].get("/stats")?, "listener.0.0.0.0_8080.ssl.handshake");
     let connect = || -> Result<()> {
-        let mut client = topology.connect("10.1.0.2", ECHO)?;
-        echoed(&mut client, b"hello")?;
-        client.shutdown(Shutdown::Write)?;
-        ensure!(client.read(&mut [0])? == 0, "more than the echo");
+        exchange(&topology, "10.1.0.2")?;
         thread::sleep(Duration::from_millis(1)); // below the limit of new connections
         Ok(())
     };
@@ -94,14 +69,14 @@ fn cost(sidecar: &Config, router: &Config, has_tls: bool) -> Result<[f64; 4]> {
     let megabyte = vec![b'x'; 1_000_000];
     let data = measure(&topology, 2 * MEGABYTES, || {
         thread::scope(|scope| {
-            let mut writer = client.try_clone()?;
-            let sent = scope.spawn(move || (0..MEGABYTES).try_for_each(|_| writer.write_all(&vec![b'x'; 1_000_000])));
+            let (mut writer, sent) = (client.try_clone()?, &megabyte);
+            let sender = scope.spawn(move || (0..MEGABYTES).try_for_each(|_| writer.write_all(sent)));
             let mut received = vec![0; megabyte.len()];
             for _ in 0..MEGABYTES {
                 client.read_exact(&mut received)?;
                 ensure!(received == megabyte, "other bytes");
             }
-            Ok(sent.join().expect("no panic")?)
+            Ok(sender.join().expect("no panic")?)
         })
     })?;
     Ok([connections[0], connections[1], data[0], data[1]])
@@ -127,9 +102,7 @@ fn the_cost_of_mutual_tls() -> Result<()> {
             costs.push(cost(sidecar, router, *has_tls)?);
         }
     }
-    println!(
-        "| processor time | sidecar, ms a connection | router, ms a connection | sidecar, ms a MB | router, ms a MB |"
-    );
+    println!("| CPU time | sidecar, ms a connection | router, ms a connection | sidecar, ms a MB | router, ms a MB |");
     println!("| --- | --- | --- | --- | --- |");
     for ((name, ..), costs) in variants.iter().zip(&rounds) {
         let cell = |column: usize| {

@@ -30,7 +30,7 @@ pub struct Ledger {
 }
 
 /// Exchanges a word with the echo server of the destination, and closes the connection orderly.
-fn exchange(topology: &Topology, source: &str) -> Result<()> {
+pub fn exchange(topology: &Topology, source: &str) -> Result<()> {
     let mut client = topology.connect(source, ECHO)?;
     client.write_all(b"hello")?;
     let mut echo = [0; 5];

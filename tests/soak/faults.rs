@@ -96,7 +96,7 @@ fn fail_and_recover(host: &Host, module: Module, config: &Config) -> Result<()> 
     let routed: u64 = counts.sum();
     match module {
         Module::Native => {
-            assert_eq!(closed, 0, "connections were closed on which the module did not fail");
+            assert_eq!(closed, 0, "connections closed although the module did not fail on them");
             assert_eq!(envoy.stat("wasmcustom.sluice.panics")?, failures);
             assert_eq!(routed, id - failures);
         }

@@ -1,11 +1,11 @@
 //! `make fuzz` and `make sanitize`.
 //!
-//! Both take the pinned compiler, which can instrument code if `RUSTC_BOOTSTRAP` allows it. Only Miri needs a nightly one.
+//! Both use the pinned compiler, which instruments code if `RUSTC_BOOTSTRAP` is set. Only Miri needs a nightly compiler.
 
 use crate::{
     compiler::{self, cargo},
-    module, root,
-    tools::tool,
+    module, native, root,
+    tools::{shell, tool},
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{env, fs, path::Path};
@@ -14,8 +14,8 @@ use xshell::{Shell, cmd};
 const CARGO_FUZZ: (&str, &str) = ("cargo-fuzz", "0.13.2");
 const MANIFEST: &str = "fuzz/Cargo.toml";
 
-/// Replays the committed corpora, and fuzzes each target for some seconds. What is found stays under `fuzz/target/corpus`, and
-/// the inputs that fail under `fuzz/artifacts`.
+/// Replays the committed corpora, then fuzzes each target for `seconds`. libFuzzer stores new inputs in `fuzz/target/corpus`, and
+/// failing inputs in `fuzz/artifacts`.
 pub fn run(seconds: &str) -> Result<()> {
     ensure!(seconds.parse::<u32>().is_ok(), "SECONDS={seconds}: expected a number");
     let sh = shell()?;
@@ -24,7 +24,7 @@ pub fn run(seconds: &str) -> Result<()> {
 
     let fuzz = tool(&sh, CARGO_FUZZ)?;
     let compiler = compiler::find(&sh, &root()?)?;
-    let host = cmd!(sh, "rustc --print host-tuple").quiet().read()?;
+    let host = native::host()?;
     let sanitizer = match env::var("SANITIZER") {
         Ok(name) => name,
         Err(_) if has_address_sanitizer(Path::new(&compiler.sysroot), &host)? => "address".into(),
@@ -40,7 +40,7 @@ pub fn run(seconds: &str) -> Result<()> {
     Ok(())
 }
 
-/// The names of all targets, which are those of the files.
+/// Returns the names of all targets, which are the names of their files.
 fn targets(sh: &Shell) -> Result<Vec<String>> {
     let files = sh.read_dir("fuzz/fuzz_targets")?;
     let names = files.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned()));
@@ -66,7 +66,7 @@ fn fuzz_target(sh: &Shell, host: &str, target: &str, seconds: &str) -> Result<()
         bail!("{target} failed:\n{log}");
     }
     // "#1234	DONE   cov: 56 ft: 78 corp: …"
-    let done = log.lines().rfind(|line| line.contains("DONE")).context("libFuzzer does not say how it ended")?;
+    let done = log.lines().rfind(|line| line.contains("DONE")).context("libFuzzer printed no line with DONE")?;
     let words: Vec<&str> = done.split_whitespace().collect();
     let after = |name| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied();
     let executions = words.first().map_or("", |word| word.trim_start_matches('#'));
@@ -78,7 +78,7 @@ fn fuzz_target(sh: &Shell, host: &str, target: &str, seconds: &str) -> Result<()
 /// available, says so.
 pub fn sanitize() -> Result<()> {
     let sh = shell()?;
-    let host = cmd!(sh, "rustc --print host-tuple").quiet().read()?;
+    let host = native::host()?;
     let compiler = compiler::find(&sh, &root()?)?;
     let tests = ["test", "--locked", "--lib", "--no-default-features", "--features", "native"];
     if has_address_sanitizer(Path::new(&compiler.sysroot), &host)? {
@@ -88,7 +88,7 @@ pub fn sanitize() -> Result<()> {
         println!("AddressSanitizer: skipped, the compiler in {} comes without it", compiler.sysroot);
     }
     if cmd!(sh, "cargo +nightly miri --version").quiet().ignore_stdout().ignore_stderr().run().is_err() {
-        println!("Miri: skipped, please run: rustup toolchain install nightly --component miri,rust-src");
+        println!("Miri: skipped, to install it: rustup toolchain install nightly --component miri,rust-src");
         return Ok(());
     }
     // The address of a block is a number until it is allocated, as in WebAssembly.
@@ -101,10 +101,4 @@ fn has_address_sanitizer(sysroot: &Path, host: &str) -> Result<bool> {
     let folder = sysroot.join("lib/rustlib").join(host).join("lib");
     let mut files = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
     Ok(files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().ends_with("_rt.asan.a"))))
-}
-
-fn shell() -> Result<Shell> {
-    let sh = Shell::new()?;
-    sh.change_dir(root()?);
-    Ok(sh)
 }

@@ -110,7 +110,8 @@ pub fn coverage() -> Result<()> {
     Ok(())
 }
 
-fn shell() -> Result<Shell> {
+/// Returns a shell in the root of the checkout.
+pub fn shell() -> Result<Shell> {
     let sh = Shell::new()?;
     sh.change_dir(root()?);
     Ok(sh)
