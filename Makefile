@@ -23,8 +23,8 @@ soak-short: ; CONNECTIONS=6000 $(CARGO) $(WITH_WASM_OPT) soak
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
 ci: ci-lint ci-module ci-docker ci-mesh
 ci-lint: lint test-native audit
-ci-module: regen-proto wasm-size demo test test-oldest
-ci-docker: test-docker
+ci-module: regen-proto wasm-size demo test test-oldest fuzz
+ci-docker: test-docker soak-short
 ci-mesh: test-mesh
 fmt: ; $(CARGO) fmt --all
 lint: ; $(CARGO) xtask lint
