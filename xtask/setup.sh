@@ -48,7 +48,7 @@ install() {
     [ -n "$packages" ] || return 0
     command="apt-get update && apt-get install --yes --no-install-recommends$packages"
     if missing apt-get; then
-        echo "make $goals: please install, by the names that they have on this system: $reasons"
+        echo "make $goals: missing; please install this system's equivalents of these Debian packages: $reasons"
         exit 1
     fi
     if ! $installs; then

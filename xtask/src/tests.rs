@@ -1,4 +1,4 @@
-//! `make test` and `make test-docker`: prepare what the test targets need and run them.
+//! `make test`, `test-docker`, `soak` and `bench-egress`: prepare what the test targets need and run them.
 
 use crate::{compiler, engine::Engine, module, native, root, tools};
 use anyhow::Result;
