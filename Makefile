@@ -1,7 +1,7 @@
 # Each target is one line: cargo, or cargo xtask. setup.sh installs or names the programs that the goals need and this machine
 # lacks, and prints cargo's folder.
 CARGO = PATH="$(or $(shell sh xtask/setup.sh $(MAKECMDGOALS)),$(error nothing was done, for the reason above)):$$PATH" cargo
-# All features at once, because Binaryen would be compiled again for another set of features.
+# One set of features for all tasks that use wasm-opt, because cargo would compile Binaryen again for another set.
 WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
@@ -26,7 +26,7 @@ ci-lint: lint test-native audit
 ci-module: regen-proto wasm-size demo test test-oldest fuzz
 ci-docker: test-docker soak-short
 ci-mesh: test-mesh
-fmt: ; $(CARGO) fmt --all
+fmt: ; $(CARGO) fmt --all && $(CARGO) fmt --manifest-path fuzz/Cargo.toml
 lint: ; $(CARGO) xtask lint
 build-native: ; $(CARGO) xtask build-native
 build-wasm: ; $(CARGO) $(WITH_WASM_OPT) build-wasm

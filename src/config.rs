@@ -27,14 +27,14 @@
 //! | field | meaning | default |
 //! | ----- | ------- | ------- |
 //! | `routes` | The list of routes. The first one whose criteria all match decides. | required |
-//! | `routes[].match` | The criteria. Each is a list, of which one entry must match. | matches everything |
+//! | `routes[].match` | The criteria. Each is a list, and at least one of its entries must match. | matches everything |
 //! | `….source`, `….destination` | CIDRs without host bits, of the client and of the address it connected to. | matches everything |
 //! | `….destination_ports` | TCP ports, 1 to 65535. | matches everything |
 //! | `….sni` | Server names: a host name, or `*.hostname` for one or more labels before it. A connection without a server name matches none; this is not an error. | matches everything |
 //! | `routes[].clusters` | Cluster names. The last octet of the source modulo their number selects one. | either `clusters` or `action` is required |
 //! | `routes[].action` | `continue` keeps the cluster of `tcp_proxy`; `deny` closes the connection. | either `clusters` or `action` is required |
 //! | `otherwise` | The action if no route matches. | required |
-//! | `on_error` | The action if the proxy returns no IP address and port for the source, or none for the destination although any route has `destination` or `destination_ports`, or if the proxy refuses the override. | `deny` |
+//! | `on_error` | The action if the proxy returns no IP address and port for the source, or for the destination if any route has `destination` or `destination_ports`. Also the action if the proxy refuses the override. | `deny` |
 //! | `mode` | `enforce`, or `observe`: decisions are counted and logged, but not applied, so that every connection keeps the cluster of `tcp_proxy`. Each load of such a configuration is logged as a warning. | `enforce` |
 //! | `preset` | The name of a preset. Cannot be combined with other fields. | |
 //!

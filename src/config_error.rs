@@ -1,4 +1,4 @@
-//! Why a configuration was rejected.
+//! The error for a rejected configuration.
 
 use crate::text::Text;
 use alloc::boxed::Box;

@@ -38,7 +38,7 @@ type Counter<H> = Option<<H as Host>::Counter>;
 enum Outcome {
     /// The connection keeps the cluster of `tcp_proxy`.
     Continued,
-    /// The configuration denied the connection, which is closed. Connections without a configuration are not counted.
+    /// The configuration denied the connection, which is closed unless the mode is `observe`. Not counted without a configuration.
     Denied,
     /// An address that the policy needs was missing or not an IP address and port. Counted in addition to one of the first two.
     Unreadable,

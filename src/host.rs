@@ -67,23 +67,23 @@ pub trait Connection: Log {
     /// with the next filter at the first bytes.
     fn close(&self);
 
-    /// Returns whether the proxy's log shows lines of this level. `false` if the proxy does not tell.
+    /// Returns whether the proxy's log shows lines of this level, or `false` if the proxy does not return its log level.
     fn log_enabled(&self, level: Level) -> bool;
 }
 
-/// The severity of a log line. The numbers are those of the proxy-wasm ABI.
+/// The severity of a log line. The numbers are those of the proxy-wasm ABI and of Envoy's dynamic modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// A decision.
     Debug = 1,
-    /// A connection that could not be decided or routed as the policy says, a counter that the proxy refused, or a
+    /// A connection that the policy could not decide or the proxy could not route, a counter that the proxy refused, or a
     /// configuration with the mode `observe`.
     Warn = 3,
     /// A rejected configuration, or a connection without one.
     Error = 4,
 }
 
-/// Why a call to the proxy failed. For the Wasm module, the status of the proxy-wasm ABI that the proxy returned
+/// The reason for a failed call to the proxy. For the Wasm module, the status of the proxy-wasm ABI that the proxy returned
 /// (<https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>). The native module chooses one of
 /// the constants if Envoy only returns `false`, and passes on Envoy's metrics result for a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

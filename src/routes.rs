@@ -1,5 +1,5 @@
-//! The routes of a policy as one list of bytes, so that the module needs code to grow and free only this list. With plain lists
-//! of structs the module was 263 bytes larger.
+//! The routes of a policy, encoded in one list of bytes, so that the module contains the code to grow and free one list only. With
+//! nested lists of structs, the module was 263 bytes larger.
 //!
 //! ```text
 //! routes     route*
@@ -35,7 +35,7 @@ mod tag {
     pub const DENY: u8 = 18;
 }
 
-/// A list in a route's `match`, whose entries are conditions. Of each criterion that a route has, one condition must hold.
+/// A list in a route's `match`, whose entries are conditions. For each criterion of a route, at least one condition must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Criterion {
     /// `source`.

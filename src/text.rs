@@ -102,8 +102,8 @@ pub fn owned(text: &str) -> String {
     concatenate(text, "")
 }
 
-/// Joins two strings. The string grows as needed, like every other list of the module: the library's code for a given capacity
-/// took 257 bytes more.
+/// Joins two strings. The string grows as needed, like every other list of the module, because the library's code that reserves a
+/// capacity in advance took 257 bytes more.
 #[must_use]
 #[inline(never)]
 pub fn concatenate(first: &str, second: &str) -> String {

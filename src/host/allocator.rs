@@ -1,4 +1,4 @@
-//! The memory allocator of the shipped module: a free list for each power of two. The allocators that we tried are 262
+//! The memory allocator of the shipped Wasm module: a free list for each power of two. The allocators that we tried are 262
 //! bytes to 4.9 KB larger.
 #![expect(unsafe_code, reason = "an allocator works with addresses")]
 

@@ -1,4 +1,4 @@
-//! The entry points of the shipped module: the functions that Envoy calls, without the SDK's dispatcher.
+//! The entry points of the shipped Wasm module: the functions that Envoy calls, without the SDK's dispatcher.
 //!
 //! A proxy creates a stream context and calls its `on_new_connection` at once, on one thread, and sluice keeps no state for a
 //! connection. So the ids of the last stream context and of its root context replace the SDK's map of boxed contexts. If a proxy

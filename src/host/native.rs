@@ -3,7 +3,7 @@
 //! as a host, and the entry points of the native module.
 //!
 //! Envoy calls `config_new` once for each filter chain that contains the filter, on the main thread, and shares the configuration
-//! among all workers. It does not change after that. A connection needs no memory: its filter is the configuration itself.
+//! among all workers. It does not change after that. The module keeps no state for a connection: its filter is the configuration.
 //!
 //! A panic must not unwind into Envoy. Each entry point that runs code of the filter catches it: a configuration is then
 //! rejected, and a connection is closed and counted as `sluice.panics`.

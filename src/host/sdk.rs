@@ -1,4 +1,4 @@
-//! The module that a plain `cargo build` gives: the SDK's dispatcher, which keeps a context for each plugin and connection.
+//! The module that a plain `cargo build` builds: the SDK's dispatcher, which keeps a context for each plugin and connection.
 
 use super::wasm::ProxyWasm;
 use crate::{

@@ -149,8 +149,8 @@ fn take_over(status: u32, data: *mut u8, length: usize) -> Result<Box<[u8]>, Sta
     let bytes = if data.is_null() || length == 0 {
         Box::default()
     } else {
-        // SAFETY: a host allocates what it returns with the exported `malloc`, ours or the SDK's, with the layout of as
-        // many bytes, fills all of it, and leaves it to the module.
+        // SAFETY: a host allocates what it returns with the exported `malloc`, ours or the SDK's, with the layout of `length`
+        // bytes, fills the whole block, and passes its ownership to the module.
         unsafe { Box::from_raw(slice_from_raw_parts_mut(data, length)) }
     };
     check(status)?;

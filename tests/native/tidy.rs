@@ -125,6 +125,16 @@ fn the_main_readme_links_every_other_readme() {
     }
 }
 
+/// The last line of the demo changes more easily than the picture of it.
+#[test]
+fn the_picture_of_the_demo_ends_as_the_demo_does() {
+    let code = read(Path::new("xtask/src/table.rs"));
+    let (_, last) = code.split_once("println!(\"{} connections").unwrap();
+    let (last, _) = last.split_once('"').unwrap();
+    let picture = read(Path::new("docs/demo.svg")).replace("&#160;", " ");
+    assert!(picture.contains(&format!("13 connections{last}")), "docs/demo.svg does not show: 13 connections{last}");
+}
+
 #[test]
 fn every_documented_make_target_exists() {
     let makefile = read(Path::new("Makefile"));

@@ -30,7 +30,7 @@ pub const UNRECORDED: u64 = u64::MAX;
 /// A flag of a request: the egress answers only after the client has half-closed.
 pub const AFTER_THE_END: u32 = 1;
 
-/// The length of a request that the egress stops reading. The egress resets the connection after [`FLOODED`].
+/// A length that makes the egress stop reading. It resets the connection after [`FLOODED`].
 pub const FLOOD: u32 = u32::MAX;
 const FLOODED: Duration = Duration::from_secs(8);
 

@@ -37,7 +37,7 @@ pub struct Sums {
     /// The number of connections to each cluster, without those whose cluster the ledger does not know.
     clusters: Vec<u64>,
     denied: u64,
-    /// The number of connections that no egress saw and that were opened shortly before a replacement of the table.
+    /// The number of connections that no egress saw and that were opened shortly before or during a replacement of the table.
     unknown: u64,
 }
 

@@ -57,7 +57,7 @@ fn held() -> Result<Held> {
 struct Kept {
     /// The number of connections that were held open and kept.
     held: usize,
-    /// Whether every connection that arrived meanwhile had an outcome that its egress explains.
+    /// Whether every connection that arrived meanwhile had an outcome that the behaviour of its egress explains.
     right: bool,
 }
 

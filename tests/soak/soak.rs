@@ -1,4 +1,4 @@
-//! Many connections, while valid, invalid and hostile tables replace the current one in turn.
+//! Many connections, while Envoy receives valid, invalid and hostile tables in turn.
 
 use crate::{
     ledger::{Sums, check, compare},
@@ -18,7 +18,7 @@ use testbed::{Host, Watching, envoy, envoy::value};
 /// How much more an Envoy with a module may grow than a plain one, in KiB.
 const TOLERANCE: i64 = 2_048;
 
-/// The number of connections after which growth counts. A run with less than twice as many counts after a tenth of them.
+/// Growth is measured after this number of connections, or after a tenth of the run if it has fewer than twice this number.
 const WARM_UP: u64 = 100_000;
 
 /// Returns the number of connections to make with each subject: the environment variable CONNECTIONS, or one million.

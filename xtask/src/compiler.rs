@@ -17,8 +17,8 @@ pub struct Compiler {
     debian: bool,
 }
 
-/// The cargo that called us, else the one in PATH, without the variables about our own package: build scripts watch
-/// these, and would run again, for minutes.
+/// Returns the cargo that started this program, or else the one in PATH, without the variables that describe xtask's package. Build
+/// scripts that watch these variables would run again, which takes minutes.
 pub fn cargo(sh: &Shell) -> Cmd<'_> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let ours = env::vars().map(|(name, _)| name);

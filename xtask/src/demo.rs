@@ -76,7 +76,9 @@ pub fn traffic(module: &Path) -> Result<()> {
     match (config::has_ipv6(), in_namespace) {
         (false, _) => println!("IPv6: not available here, so all sources are IPv4."),
         (true, false) => {
-            println!("IPv6: ::1 is the only source, as no network namespace with others can be created here.")
+            println!(
+                "IPv6: ::1 is the only source, because no network namespace with other IPv6 addresses can be created here."
+            )
         }
         (true, true) => {}
     }

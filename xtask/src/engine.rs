@@ -134,7 +134,7 @@ impl Engine {
         if !base.exists() {
             let made = TempDir::new_in(root.join("target"))?;
             let (tree, archive) = (made.path().join("tree"), made.path().join("archive"));
-            println!("making the base of the tools' image by debootstrap");
+            println!("building the base of the tools image with debootstrap");
             cmd!(sh, "debootstrap --variant=minbase bookworm {tree}").quiet().ignore_stdout().run()?;
             cmd!(sh, "tar --create --file {archive} --directory {tree} .").quiet().run()?;
             fs::rename(archive, &base)?; // so that only a complete archive has this name

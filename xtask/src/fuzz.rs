@@ -74,7 +74,7 @@ fn fuzz_target(sh: &Shell, host: &str, target: &str, seconds: &str) -> Result<()
     Ok(())
 }
 
-/// Runs the unit tests of the host files under AddressSanitizer, with its search for leaks, and under Miri. If either is not
+/// Runs the unit tests under AddressSanitizer with leak detection, and those of the host files under Miri. If one of the two is not
 /// available, says so.
 pub fn sanitize() -> Result<()> {
     let sh = shell()?;

@@ -6,7 +6,7 @@
 //! `turboshaft-graph-interface.cc`). So a module whose size was reduced by sharing functions takes longer to load. V8 does not
 //! inline a call through a table, which is three bytes longer than a direct call.
 //!
-//! This step is worth keeping as long as it pays. `make bench` measures the module with and without it (`calls inlined by V8`).
+//! Keep this step only while it reduces the load time, which `make bench` measures with and without it (`calls inlined by V8`).
 //! For a new Envoy, look up its V8 version, compare the two sources above, and run `make bench` with `ENVOY=…`; if the two
 //! variants take the same time to load, remove this file. Node with the same V8 shows the time for each function:
 //! `node --no-liftoff --no-wasm-lazy-compilation --single-threaded --trace-wasm-compilation-times`.

@@ -65,8 +65,8 @@ fn dispatch() -> Result<()> {
         #[cfg(feature = "oci")]
         ["release"] => release::build(),
         #[cfg(not(feature = "oci"))]
-        ["oci" | "oci-push" | "release", ..] => {
-            bail!("to run this task: cargo run --package xtask --features oci,wasm-opt -- oci")
+        [task @ ("oci" | "oci-push" | "release"), ..] => {
+            bail!("to run this task: cargo run --package xtask --features oci,wasm-opt -- {task}")
         }
         #[cfg(feature = "proto")]
         ["regen-proto"] => proto::regenerate(),

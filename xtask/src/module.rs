@@ -1,4 +1,4 @@
-//! The shipped module: compiled for size, its exports trimmed, optimised by Binaryen.
+//! The shipped Wasm module: compiled for size, its exports trimmed, optimised by Binaryen, with some calls through a table.
 
 use crate::{compiler, inlining, root};
 use anyhow::{Context, Result, ensure};

@@ -39,9 +39,9 @@ pub fn build() -> Result<()> {
 
 /// Pushes both with crane: the artefact with the tag of the reference, the image with `-compat` appended to that tag.
 pub fn push(reference: &str) -> Result<()> {
-    ensure!(!reference.contains('@'), "REF must have a tag and no digest, which the push prints: {reference}");
-    let tagged = reference.rsplit_once('/').context("REF is REGISTRY/NAME:TAG")?.1.contains(':');
-    ensure!(tagged, "REF has no tag: {reference}");
+    ensure!(!reference.contains('@'), "REF: {reference}, expected a tag and no digest; the push prints the digest");
+    let tagged = reference.rsplit_once('/').context("REF: expected REGISTRY/NAME:TAG")?.1.contains(':');
+    ensure!(tagged, "REF: {reference} has no tag, expected REGISTRY/NAME:TAG");
     build()?;
     let root = root()?;
     let sh = Shell::new()?;

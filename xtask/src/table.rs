@@ -48,7 +48,7 @@ impl Table {
     pub fn end(self, log: impl FnOnce() -> String) -> Result<()> {
         println!();
         ensure!(self.wrong == 0, "{} of {} connections are wrong; Envoy's log:\n{}", self.wrong, self.rows, log());
-        println!("{} connections, each by its source's egress.", self.rows);
+        println!("{} connections, each answered by the egress for its source.", self.rows);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! `make test` and `make test-docker`: prepare what the test targets need and run them.
+//! `make test`, `test-docker`, `soak` and `bench-egress`: prepare what the test targets need and run them.
 
 use crate::{compiler, engine::Engine, module, native, root, tools};
 use anyhow::Result;
@@ -13,7 +13,9 @@ pub fn run() -> Result<()> {
     let (_, environment) = ready()?;
     module::plain()?;
     let native_host = &["--lib", "--no-default-features", "--features", "native"];
-    for targets in [&["--package", "xtask"][..], &[], native_host, &["--test", "wasm", "--test", "envoy"]] {
+    for targets in
+        [&["--package", "xtask", "--features", "verify"][..], &[], native_host, &["--test", "wasm", "--test", "envoy"]]
+    {
         compiler::cargo(&sh).args(["test", "--locked"]).args(targets).envs(environment.iter().cloned()).run()?;
     }
     let skipped = target("observability", &[], no_prometheus(&sh), &environment)?;

@@ -20,7 +20,7 @@ const CARGO_LLVM_COV: (&str, &str) = ("cargo-llvm-cov", "0.9.1");
 /// A Go module. It is not used if `docker compose` already works.
 const COMPOSE: (&str, &str) = ("github.com/docker/compose/v2", "v2.40.3");
 
-/// Returns the folder of docker's settings with which `docker compose` works, or `None` if the user's own settings work. The inner
+/// Returns a folder for DOCKER_CONFIG with which `docker compose` works, or `None` if it works with the user's settings. The inner
 /// error says why there is no such folder.
 pub fn compose() -> Result<Result<Option<PathBuf>, String>> {
     let sh = shell()?;
@@ -48,7 +48,7 @@ pub fn compose() -> Result<Result<Option<PathBuf>, String>> {
             let output = command.quiet().ignore_status().output()?;
             if !output.status.success() {
                 let said = String::from_utf8_lossy(&output.stderr);
-                return Ok(Err(format!("Go does not build {module} {version}: {}", said.trim())));
+                return Ok(Err(format!("Go cannot build {module} {version}: {}", said.trim())));
             }
         }
         fs::create_dir_all(folder.join("cli-plugins"))?;

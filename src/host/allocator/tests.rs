@@ -128,8 +128,8 @@ fn without_memory_the_address_is_null_and_smaller_blocks_are_still_allocated() {
     assert!(memory.allocate(16).is_null());
 }
 
-/// Allocates and frees in an order that a generator of numbers gives. Each block is filled with a number of its own, which must
-/// still be there when it is freed.
+/// Allocates and frees blocks in a pseudo-random order. Each block is filled with a number of its own, which must still be there
+/// when the block is freed.
 #[test]
 fn blocks_in_use_do_not_overlap() {
     let memory = Memory::new(0);

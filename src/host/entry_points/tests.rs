@@ -1,4 +1,4 @@
-//! The entry points of the shipped module and its calls of the ABI, natively, with a fake proxy whose functions are defined here.
+//! The entry points of the shipped Wasm module and its calls of the ABI, compiled for this machine, with the fake proxy below.
 //! `tests/wasm` runs the module itself.
 
 #![allow(clippy::arithmetic_side_effects, reason = "a test that overflows has failed")]
@@ -27,11 +27,11 @@ struct Proxy {
     source: Answer,
     destination: Answer,
     server_name: Answer,
-    /// Of the foreign function.
+    /// The result of the foreign function.
     result: Answer,
     /// A status, and the lowest level that is shown.
     level: (u32, u32),
-    /// The status of defining a counter.
+    /// The status that `proxy_define_metric` returns.
     defined: u32,
     counters: Vec<(String, u64)>,
     calls: Vec<String>,
@@ -68,7 +68,7 @@ fn give(answer: &Answer, data: *mut *mut u8, length: *mut usize) -> u32 {
         Answer::Null(status, size) => (*status, null_mut(), *size),
         Answer::Memory(status, bytes) => {
             let block = malloc(bytes.len());
-            // SAFETY: `malloc` gave as many bytes, unless there are none.
+            // SAFETY: `malloc` returned a block of this size, or null if the size is 0.
             unsafe { block.copy_from(bytes.as_ptr(), bytes.len()) };
             (*status, block, bytes.len())
         }
