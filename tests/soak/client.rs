@@ -4,7 +4,7 @@ use crate::egress::{AFTER_THE_END, ANSWER, REQUEST, hash};
 use anyhow::Result;
 use socket2::SockRef;
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     thread,
     time::Duration,
@@ -88,9 +88,17 @@ pub fn converse(
     payload: &[u8],
     patience: Duration,
 ) -> Result<Conversation> {
-    let mut stream = connect(source.into(), to)?;
     let mut conversation =
         Conversation { outcome: Outcome::Left, answered_by: None, length: payload.len() as u32, hash: hash(payload) };
+    let mut stream = match connect(source.into(), to) {
+        Ok(stream) => stream,
+        // Envoy accepted the connection and reset it before this thread went on.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == ErrorKind::ConnectionReset) => {
+            conversation.outcome = Outcome::Closed;
+            return Ok(conversation);
+        }
+        Err(error) => return Err(error),
+    };
     let flags = if kind == Kind::HalfCloses { AFTER_THE_END } else { 0 };
     if matches!(kind, Kind::ResetsAtOnce | Kind::ResetsAfterTheRequest) {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
