@@ -256,7 +256,7 @@ fn the_sidecar_limits_the_rate_of_its_application() -> Result<()> {
     Ok(())
 }
 
-/// Follows the recipe in docs/egress-path.md for a host with several addresses.
+/// Follows the recipe in docs/transparent-egress.md for a host with several addresses.
 #[test]
 fn a_router_connects_from_the_address_it_is_bound_to() -> Result<()> {
     let addresses = "{ source_address: { address: 198.51.100.33, port_value: 0 }, \
