@@ -6,7 +6,7 @@ WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 
 unexport RUSTUP_TOOLCHAIN # rust-toolchain.toml decides
 .NOTPARALLEL:
-.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit fuzz sanitize bench bench-egress bench-limits
+.PHONY: help demo docker-demo test test-native test-docker test-mesh test-mesh-full test-matrix test-oldest soak soak-short dev ci ci-lint ci-module ci-docker ci-mesh fmt lint build-native build-wasm wasm-size oci oci-push release verify regen-proto check-readme coverage audit fuzz fuzz-short sanitize bench bench-egress bench-limits
 
 help: ; @sed -n 's/^| `\(make [^`]*\)` *| \(.*\) |$$/\1: \2/p' CONTRIBUTING.md
 demo: ; @$(CARGO) xtask demo
@@ -23,7 +23,7 @@ soak-short: ; CONNECTIONS=6000 $(CARGO) $(WITH_WASM_OPT) soak
 dev: fmt ; $(CARGO) clippy --all-targets -- --deny warnings && $(CARGO) test --lib
 ci: ci-lint ci-module ci-docker ci-mesh
 ci-lint: lint test-native audit
-ci-module: regen-proto wasm-size demo test test-oldest fuzz
+ci-module: regen-proto wasm-size demo test test-oldest fuzz-short
 ci-docker: test-docker soak-short
 ci-mesh: test-mesh
 fmt: ; $(CARGO) fmt --all && $(CARGO) fmt --manifest-path fuzz/Cargo.toml
@@ -39,7 +39,8 @@ regen-proto: ; $(CARGO) run --package xtask --features proto -- regen-proto
 check-readme: ; $(CARGO) test --test native -- tidy
 coverage: ; $(CARGO) xtask coverage
 audit: ; $(CARGO) xtask audit
-fuzz: ; $(CARGO) $(WITH_WASM_OPT) fuzz $(or $(SECONDS),3)
+fuzz: ; $(CARGO) $(WITH_WASM_OPT) fuzz $(or $(SECONDS),60)
+fuzz-short: ; SANITIZER=none $(CARGO) $(WITH_WASM_OPT) fuzz 3
 sanitize: ; $(CARGO) xtask sanitize
 bench: ; $(CARGO) $(WITH_WASM_OPT) bench
 bench-egress: ; $(CARGO) $(WITH_WASM_OPT) bench-egress

@@ -10,7 +10,7 @@ goals=$*
 installs=false
 for goal; do
     case $goal in
-    bench | bench-* | ci | ci-* | demo | fuzz | release | soak | soak-* | test | test-*) installs=true ;;
+    bench | bench-* | ci | ci-* | demo | fuzz | fuzz-* | release | soak | soak-* | test | test-*) installs=true ;;
     esac
 done
 
@@ -70,7 +70,7 @@ install() {
 has_pip() { python3 -m pip --version >/dev/null 2>&1; }
 
 if ! compiles cc c stdio.h; then need "gcc libc6-dev" "Rust's linker"; fi
-if for_goals 'bench*' build-wasm ci ci-docker ci-mesh ci-module docker-demo fuzz oci oci-push release 'soak*' test test-docker \
+if for_goals 'bench*' build-wasm ci ci-docker ci-mesh ci-module docker-demo 'fuzz*' oci oci-push release 'soak*' test test-docker \
     test-matrix 'test-mesh*' test-oldest wasm-size; then
     if ! compiles c++ c++ cstdio; then need g++ "compiles Binaryen"; fi
 fi
