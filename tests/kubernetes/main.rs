@@ -27,6 +27,7 @@ mod keeper;
 mod lifetime;
 mod limits;
 mod manifests;
+mod metrics;
 mod module_delivery;
 mod pod;
 mod policies;
