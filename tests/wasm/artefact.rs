@@ -1,6 +1,6 @@
 //! The shipped module as a file: its imports, exports and size, and its reproducibility from another checkout.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{env, fs, os::unix::fs::symlink, path::Path, process::Command};
 use testbed::module::{sdk, shipped};
 use wasmi::{Engine, Module};
 
@@ -36,33 +36,38 @@ fn the_shipped_module_is_within_its_size_budget_and_smaller_than_a_plain_build()
 }
 
 #[test]
-fn another_checkout_runs_the_demo_and_builds_the_same_bytes() {
+fn another_checkout_runs_the_demo_and_builds_the_same_release() {
     let folder = tempfile::tempdir().unwrap();
-    let (copy, home) = (folder.path().join("elsewhere/sluice"), folder.path().join("another cargo home"));
-    copy_tree(&testbed::root(), &copy);
+    let (root, copy, home) =
+        (testbed::root(), folder.path().join("elsewhere/copy"), folder.path().join("another cargo home"));
+    copy_tree(&root, &copy);
     let our_home =
         env::var_os("CARGO_HOME").map_or_else(|| Path::new(&env::var_os("HOME").unwrap()).join(".cargo"), Into::into);
     fs::create_dir_all(home.join("registry")).unwrap();
     // Both checkouts share downloads. Cargo unpacks the sources again, so it compiles them from another path.
     for shared in ["registry/cache", "registry/index", "config.toml"] {
         if our_home.join(shared).exists() {
-            std::os::unix::fs::symlink(our_home.join(shared), home.join(shared)).unwrap();
+            symlink(our_home.join(shared), home.join(shared)).unwrap();
         }
     }
-    let xtask = env::var_os("SLUICE_XTASK").expect("make test sets SLUICE_XTASK");
-    let run = |task: &str| {
-        let output = Command::new(&xtask).arg(task).current_dir(&copy).env("CARGO_HOME", &home).output().unwrap();
+    let run = |folder: &Path, home: &Path, task: &str| {
+        let xtask = env::var_os("SLUICE_XTASK").expect("make test sets SLUICE_XTASK");
+        let output = Command::new(xtask).arg(task).current_dir(folder).env("CARGO_HOME", home).output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{task}: {out}{err}");
         out.into_owned()
     };
-    let shown = run("demo");
+    let shown = run(&copy, &home, "demo");
     assert!(shown.contains("the shipped module without the wasm-opt step"), "{shown}");
     assert!(!copy.join(testbed::DIST).exists(), "the demo built a module in dist that is not the shipped one");
-    run("build-wasm");
+    run(&root, &our_home, "release");
+    symlink(root.join("target/tools"), copy.join("target/tools")).unwrap(); // cargo-cyclonedx
+    run(&copy, &home, "release");
     assert!(home.join("registry/src").exists(), "the other CARGO_HOME was not used");
-    let (ours, theirs) = (fs::read(shipped().unwrap()).unwrap(), fs::read(copy.join(testbed::DIST)).unwrap());
-    assert!(ours == theirs, "the two modules differ: {} and {} bytes", ours.len(), theirs.len());
+    let [ours, theirs] =
+        [&root, &copy].map(|folder| fs::read_to_string(folder.join("dist/release/SHA256SUMS")).unwrap());
+    assert!(ours.contains("  sluice.wasm\n") && ours.contains("  libsluice.cdx.json\n"), "{ours}");
+    assert_eq!(ours, theirs);
 }
 
 fn copy_tree(from: &Path, to: &Path) {

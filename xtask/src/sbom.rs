@@ -23,7 +23,7 @@ pub fn write(root: &Path, folder: &Path) -> Result<()> {
         for file in leftovers(root)? {
             fs::remove_file(file)?;
         }
-        fs::write(folder.join(format!("{module}.cdx.json")), reproducible(&text?, root)?)?;
+        fs::write(folder.join(format!("{module}.cdx.json")), reproducible(&text?)?)?;
     }
     Ok(())
 }
@@ -48,11 +48,27 @@ fn leftovers(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders.iter().map(|folder| folder.join(format!("{NAME}.json"))).filter(|path| path.is_file()).collect())
 }
 
-/// Removes what differs between two runs: the time and the path of the checkout.
-fn reproducible(text: &str, root: &Path) -> Result<String> {
-    let root = format!("path+file://{}#", root.display());
-    let mut document: Value = serde_json::from_str(&text.replace(&root, "path+file:///sluice#"))?;
+/// Removes what differs between two runs: the time, and the reference of the package, which contains the path of the checkout.
+fn reproducible(text: &str) -> Result<String> {
+    let document: Value = serde_json::from_str(text)?;
+    let package = document.pointer("/metadata/component/bom-ref").and_then(Value::as_str);
+    let text = text.replace(package.context("the SBOM does not name its package")?, "sluice");
+    let mut document: Value = serde_json::from_str(&text)?;
     let metadata = document.get_mut("metadata").and_then(Value::as_object_mut).context("the SBOM has no metadata")?;
     metadata.remove("timestamp").context("the SBOM has no time")?;
     Ok(serde_json::to_string_pretty(&document)? + "\n")
+}
+
+/// Cargo omits the name of a package in its reference if the folder has the same name.
+#[test]
+fn the_folder_and_the_time_do_not_change_a_bill() -> Result<()> {
+    let bill = |package: &str, time: &str| {
+        reproducible(&format!(
+            r#"{{"metadata":{{"timestamp":"{time}","component":{{"bom-ref":"{package}"}}}},"dependencies":[{{"ref":"{package}"}}]}}"#
+        ))
+    };
+    let here = bill("path+file:///work/main#sluice@0.2.0", "2026-01-01T00:00:00Z")?;
+    assert_eq!(here, bill("path+file:///else%20where/sluice#0.2.0", "2026-01-02T00:00:00Z")?);
+    assert!(!here.contains("path+file"), "{here}");
+    Ok(())
 }

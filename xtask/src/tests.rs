@@ -13,9 +13,12 @@ pub fn run() -> Result<()> {
     let (_, environment) = ready()?;
     module::plain()?;
     let native_host = &["--lib", "--no-default-features", "--features", "native"];
-    for targets in
-        [&["--package", "xtask", "--features", "verify"][..], &[], native_host, &["--test", "wasm", "--test", "envoy"]]
-    {
+    for targets in [
+        &["--package", "xtask", "--features", "oci,verify"][..],
+        &[],
+        native_host,
+        &["--test", "wasm", "--test", "envoy"],
+    ] {
         compiler::cargo(&sh).args(["test", "--locked"]).args(targets).envs(environment.iter().cloned()).run()?;
     }
     let skipped = target("observability", &[], no_prometheus(&sh), &environment)?;
