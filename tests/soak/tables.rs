@@ -78,6 +78,11 @@ pub fn weighted(generation: u32) -> String {
     format!("[{}]", clusters.join(", "))
 }
 
+/// Returns invalid clusters for `tcp_proxy` alone, with a name of this length.
+pub fn unweighted(length: usize) -> String {
+    format!("[{{name: {}, weight: 0}}]", "x".repeat(length))
+}
+
 /// Returns an invalid table.
 pub fn invalid(index: usize) -> String {
     const TABLES: [&str; 8] = [
