@@ -136,8 +136,8 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
             continue;
         }
         let bad = if replacement % 3 == 1 { invalid(index) } else { hostile(index) };
-        // `tcp_proxy` alone rejects as many bytes: growth of Envoy's heap by large configurations is not the module's.
-        let bad = if subject == Subject::Plain { unweighted(bad.len()) } else { bad };
+        // Envoy's heap grows by large configurations, with or without a module.
+        let bad = if subject == Subject::Plain { unweighted(&bad) } else { bad };
         envoy.replace(&bad)?;
         warm.rejected += 1;
         await_value(envoy, "listener_manager.lds.update_rejected", warm.rejected)?;

@@ -69,18 +69,25 @@ pub fn table(generation: u32) -> String {
 
 /// Returns the clusters of a generation for `tcp_proxy` alone, which distributes connections among them by weight.
 pub fn weighted(generation: u32) -> String {
-    let weights = [310, 310, 310, 8, 4, 5, 3];
-    let clusters: Vec<String> = weights
-        .iter()
-        .enumerate()
-        .map(|(role, weight)| format!("{{name: {}, weight: {weight}}}", name(cluster(generation, role))))
-        .collect();
-    format!("[{}]", clusters.join(", "))
+    let mut weights = [310, 310, 310, 8, 4, 5, 3].into_iter().enumerate();
+    let first =
+        weights.next().map(|(role, weight)| with_text(&name(cluster(generation, role)), weight, &table(generation)));
+    let others =
+        weights.map(|(role, weight)| format!("{{name: {}, weight: {weight}}}", name(cluster(generation, role))));
+    format!("[{}]", first.into_iter().chain(others).collect::<Vec<_>>().join(", "))
 }
 
-/// Returns invalid clusters for `tcp_proxy` alone, with a name of this length.
-pub fn unweighted(length: usize) -> String {
-    format!("[{{name: {}, weight: 0}}]", "x".repeat(length))
+/// Returns clusters for `tcp_proxy` alone that Envoy rejects, with this text.
+pub fn unweighted(text: &str) -> String {
+    format!("[{}]", with_text(&name(DEFAULT), 0, text))
+}
+
+/// Returns a cluster with this weight. The text is in its metadata, in a message of the type in which a module gets its table.
+fn with_text(name: &str, weight: u32, text: &str) -> String {
+    format!(
+        "{{name: {name}, weight: {weight}, metadata_match: {{typed_filter_metadata: {{table: \
+         {{\"@type\": type.googleapis.com/google.protobuf.StringValue, value: '{text}'}}}}}}}}"
+    )
 }
 
 /// Returns an invalid table.
