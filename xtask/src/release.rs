@@ -1,5 +1,5 @@
-//! `make release`: builds the artefacts of a release in `dist/release`. The bytes should depend only on the sources and the
-//! compiler, not on the folder, the user or the time. `docs/releases.md` states a known exception.
+//! `make release`: builds the artefacts of a release in `dist/release`. The bytes depend only on the sources and the compiler,
+//! not on the folder, the user or the time.
 
 use crate::{module, native, oci, root, sbom};
 use anyhow::{Context, Result, bail, ensure};
