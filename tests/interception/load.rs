@@ -29,7 +29,7 @@ pub struct Ledger {
     pub lost: Vec<String>,
 }
 
-/// Exchanges a word with the echo server of the destination, and closes the connection orderly.
+/// Exchanges a word with the echo server of the destination, and closes the connection gracefully.
 pub fn exchange(topology: &Topology, source: &str) -> Result<()> {
     let mut client = topology.connect(source, ECHO)?;
     client.write_all(b"hello")?;

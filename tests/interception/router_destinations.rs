@@ -40,7 +40,7 @@ fn forbidden_destinations_are_refused() -> Result<()> {
         ("[fd00:ec2::254]:25", "[fd00:ec2::254]:25"),
         ("[fd20:ce::254]:25", "[fd20:ce::254]:25"),
         ("[fd00:c1::a9fe:a9fe]:25", "[fd00:c1::a9fe:a9fe]:25"),
-        ("10.1.0.21:25", "10.1.0.21:25"), // in the operator's list, like the address of the router
+        ("10.1.0.21:25", "10.1.0.21:25"), // the router's own address, which the list `never` contains
         ("10.1.0.21:8080", "10.1.0.21:8080"),
         ("198.51.100.21:25", "198.51.100.21:25"), // the router's address on the other side
         ("[fd00:1::21]:25", "[fd00:1::21]:25"),

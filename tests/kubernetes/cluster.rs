@@ -29,8 +29,8 @@ pub const OUTSIDE: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
 /// Another address of this host, which declared-externals/serviceentry-by-address.yaml declares.
 pub const DECLARED: &str = "198.51.100.9";
 
-/// The settings that differ from Istio's defaults: test images with stock Envoy, which lacks Istio's own filters, both address
-/// families, and a registry that speaks plain HTTP.
+/// The settings that differ from Istio's defaults. They are for test images with stock Envoy, which lacks Istio's own filters; for
+/// both address families; and for a registry that speaks plain HTTP.
 const ISTIO: [&str; 8] = [
     "profile=minimal",
     "hub=docker.io/istio",

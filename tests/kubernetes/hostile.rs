@@ -62,8 +62,8 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
         }
     }
     println!("\n{table}");
-    // As a control, every server answers a connection from the host of the first router, or from its own host if it belongs to the
-    // other router or a squatter.
+    // As a control, every server must accept a connection. It comes from the network of the other router for this router's servers,
+    // of `pods.squatter` for the squatters' servers, and of the first router for all others.
     let host = |at: SocketAddr| match at.port() {
         0 => &pods.squatter.host,
         _ if routers.pods[1].addresses.contains(&at.ip()) => &routers.pods[1].host,

@@ -68,7 +68,7 @@ fn settings_are_the_only_place_for_the_namespace_the_label_and_the_addresses() -
         cluster.edit(SETTINGS, "    - 10.244.", "\n    - 10.9.0.0/16")?;
         let made = cluster.kubectl(&["kustomize", &cluster.manifests.to_string_lossy()])?;
         cluster.fresh_manifests()?;
-        // ConfigMaps are excluded: the routers' configuration is text, and only the values of routers.yaml are copied into it.
+        // ConfigMaps are excluded: the routers' configuration takes its values from routers.yaml, not from settings.yaml.
         let made: Vec<&str> = made.split("\n---\n").filter(|one| !one.contains("kind: ConfigMap")).collect();
         let count = |text: &str| made.iter().map(|one| one.matches(text).count()).sum::<usize>();
         for (text, times) in [

@@ -29,8 +29,8 @@ pub const CLASSIC: &str = "sidecar.istio.io/nativeSidecar: \"false\"";
 /// The annotation of client.yaml.
 const HOLD: &str = "proxy.istio.io/config: \"{ \\\"holdApplicationUntilProxyStarts\\\": true }\"";
 
-/// A command that connects to servers of both families, which send first, sends its pod's addresses and prints the answers. Its
-/// input exists before it connects and does not end, because a client that half-closes at once gets no answer.
+/// A command that connects to a server of each family, sends its pod's addresses and prints the answers. The servers send first.
+/// The command's input exists before it connects and does not end, because a client that half-closes at once gets no answer.
 pub const CONNECT: &str = "for to in 198.51.100.7 2001:db8::7; do rm -f /tmp/$to; mkfifo /tmp/$to; \
      (exec 3<>/tmp/$to; echo $IPS >&3; nc -w 5 $to 25 <&3) & done; wait; echo";
 

@@ -112,7 +112,7 @@ fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
 
 const APPLY: &[&str] = &["apply", "--filename", "-"];
 
-/// What verify prints of each client without port-80.yaml.
+/// The line that verify prints for each client if port-80.yaml is not applied.
 const PORT_80: &str = "  not covered: plain HTTP to the outside on 0.0.0.0_80";
 
 #[test]
