@@ -8,7 +8,7 @@ use crate::{
     sidecars::STEERED,
 };
 use anyhow::{Context, Result, ensure};
-use std::{fs, net::IpAddr};
+use std::{fs, net::SocketAddr};
 
 /// Returns the annotation that docs/operations.md prescribes for the sidecars.
 fn annotation() -> Result<String> {
@@ -20,11 +20,8 @@ fn annotation() -> Result<String> {
 
 /// Checks that a pod exports a series that begins with the name and has these labels.
 fn expect(pod: &Pod, port: u16, series: &[(&str, &str)]) -> Result<()> {
-    let host = match pod.addresses.first().context("a pod without an address")? {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
-    let metrics = pod.host.run(|| crate::get(&format!("http://{host}:{port}/stats/prometheus")))?;
+    let address = SocketAddr::new(*pod.addresses.first().context("a pod without an address")?, port);
+    let metrics = pod.host.run(|| crate::get(&format!("http://{address}/stats/prometheus")))?;
     for (name, labels) in series {
         let found = metrics.lines().any(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(labels))

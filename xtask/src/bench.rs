@@ -1,17 +1,14 @@
 //! `make bench`: builds the modules, then the package `bench` measures them.
 
-use crate::{compiler, module, native, root};
+use crate::{compiler, module, native, tools::shell};
 use anyhow::Result;
 use testbed::envoy;
-use xshell::Shell;
 
 /// Builds the modules, gets Envoy and measures.
 pub fn run() -> Result<()> {
-    let root = root()?;
     let ([shipped, inlined], plain) = (module::shipped_and_inlined()?, module::plain()?);
     let native = native::build()?;
-    let sh = Shell::new()?;
-    sh.change_dir(&root);
+    let sh = shell()?;
     let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--"]);
     bench.arg(shipped).arg(inlined).arg(plain).arg(native).env("ENVOY", envoy::program()?).run()?;
     Ok(())
@@ -20,8 +17,7 @@ pub fn run() -> Result<()> {
 /// Measures both modules with a configuration at all limits.
 pub fn limits() -> Result<()> {
     let (shipped, native) = (module::shipped()?, native::build()?);
-    let sh = Shell::new()?;
-    sh.change_dir(root()?);
+    let sh = shell()?;
     let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--", "limits"]);
     bench.arg(shipped).arg(native).env("ENVOY", envoy::program()?).run()?;
     Ok(())

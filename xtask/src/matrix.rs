@@ -1,10 +1,9 @@
 //! `make test-matrix` and `make test-oldest`: the tests on a real Envoy, with each module and all supported releases.
 
-use crate::{compiler, root, tests};
+use crate::{compiler, root, tests, tools::shell};
 use anyhow::{Context, Result, ensure};
 use std::{collections::BTreeMap, ffi::OsString, fs, path::Path, process::Command, time::Instant};
 use testbed::{Config, Module, envoy};
-use xshell::Shell;
 
 /// The modules of the test target `envoy` whose tests run. They are the columns of the table.
 const GROUPS: [&str; 6] = ["scenarios", "configuration", "routing", "logs", "replacement", "failures"];
@@ -61,8 +60,7 @@ pub fn run(oldest_only: bool) -> Result<()> {
 
 /// Runs the tests of one module on a release. Returns how many passed in each group.
 fn tests_of(module: Module, release: &str, environment: &[(&str, OsString)]) -> Result<BTreeMap<String, usize>> {
-    let sh = Shell::new()?;
-    sh.change_dir(root()?);
+    let sh = shell()?;
     let filters: &[&str] = match module {
         Module::Wasm => &["wasm::", "a_trapping_wasm_module"],
         Module::Native => &["native::", "another_native_module", "for_a_native_module"],

@@ -1,6 +1,6 @@
 //! The native module: the filter as a shared library for Envoy's dynamic modules.
 
-use crate::{compiler, root};
+use crate::{compiler, root, tools::shell};
 use anyhow::{Context, Result, ensure};
 use std::{
     env, fs,
@@ -55,8 +55,7 @@ pub fn build_faulty() -> Result<PathBuf> {
 
 /// Returns the name of this machine's target.
 pub fn host() -> Result<String> {
-    let sh = Shell::new()?;
-    sh.change_dir(root()?);
+    let sh = shell()?;
     let version = cmd!(sh, "rustc --version --verbose").quiet().read()?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc does not name its host")?.to_owned())

@@ -1,6 +1,11 @@
 //! `make test`, `test-docker`, `soak` and `bench-egress`: prepare what the test targets need and run them.
 
-use crate::{compiler, engine::Engine, module, native, root, tools};
+use crate::{
+    compiler,
+    engine::Engine,
+    module, native,
+    tools::{self, shell},
+};
 use anyhow::Result;
 use std::{env, ffi::OsString, path::PathBuf};
 use testbed::{envoy, network};
@@ -8,8 +13,7 @@ use xshell::{Shell, cmd};
 
 /// Builds the modules, gets Envoy, and runs all targets that need no privileges.
 pub fn run() -> Result<()> {
-    let sh = Shell::new()?;
-    sh.change_dir(root()?);
+    let sh = shell()?;
     let (_, environment) = ready()?;
     module::plain()?;
     let native_host = &["--lib", "--no-default-features", "--features", "native"];
@@ -109,8 +113,7 @@ pub fn target(
     hindrance: Option<&str>,
     environment: &[(&str, OsString)],
 ) -> Result<usize> {
-    let sh = Shell::new()?;
-    sh.change_dir(root()?);
+    let sh = shell()?;
     let test = || compiler::cargo(&sh).args(["test", "--locked", "--test", name, "--"]).args(arguments);
     let Some(reason) = hindrance else {
         test().arg("--show-output").envs(environment.iter().map(|(name, value)| (name, value))).run()?;
