@@ -168,6 +168,13 @@ mod tests {
     }
 
     #[test]
+    fn an_address_has_at_most_eight_groups() {
+        let mut cursor = Cursor::new(b"1:2:3:4:5:6:7:8:9");
+        assert!(parse_ip(&mut cursor).is_some());
+        assert_eq!(cursor.rest, b":9");
+    }
+
+    #[test]
     fn other_texts_are_rejected() {
         for text in [
             "",

@@ -71,6 +71,12 @@ fn the_documented_example_is_valid() {
 }
 
 #[test]
+fn clusters_with_the_same_hash_are_distinct() {
+    let policy = parse(br#"{"routes":[{"clusters":["owcgfk","chebbo","owcgfk"]}],"otherwise":"deny"}"#).unwrap();
+    assert_eq!(policy.clusters, ["owcgfk", "chebbo"]);
+}
+
+#[test]
 fn other_texts_are_rejected_in_one_short_line() {
     for text in ["Standalone", " istio", "istio\n", "istio\0", "standalon", "standalone1", "[]", "\u{feff}{}"] {
         assert!(parse(text.as_bytes()).is_err(), "{text:?}");

@@ -15,7 +15,7 @@ use std::{
     vec::Vec,
 };
 
-/// What the fake proxy returns from a call: a status, and memory or a null pointer with this length.
+/// The result of a call to the fake proxy: a status, and memory or a null pointer with this length.
 #[derive(Clone)]
 enum Answer {
     Memory(u32, Vec<u8>),
@@ -174,7 +174,7 @@ fn configure(context: u32, configuration: &str) -> bool {
     proxy_on_configure(context, configuration.len())
 }
 
-/// Returns the action, and the calls that change something.
+/// Runs a connection. Returns the action, and the calls that log, override or close.
 fn connect(stream: u32, root: u32) -> (u32, Vec<String>) {
     proxy(|proxy| proxy.calls.clear());
     proxy_on_context_create(stream, root);
@@ -211,6 +211,8 @@ fn connections_follow_the_configuration_of_their_root_context() {
     assert_eq!(connect(4, 1), (0, vec![override_by("odd")]));
     proxy(|proxy| proxy.destination = answer("192.0.2.7:25"));
     assert_eq!(connect(5, 1), (1, vec![override_by("sluice.denied"), "close 2".to_owned()]));
+    proxy(|proxy| proxy.destination = answer("192.0.2.7:443"));
+    assert_eq!(connect(6, 1).0, 0);
     proxy_on_delete(1);
     assert_eq!(connect(6, 1).0, 1);
     assert_eq!(connect(6, 7).0, 0);
@@ -225,20 +227,23 @@ fn a_replaced_configuration_is_freed_and_a_rejected_one_changes_nothing() {
         assert!(!configure(1, r#"{"preset":"other"}"#));
         assert_eq!(connect(2, 1), (0, vec![override_by("egress1")]));
     }
+    let roots = ROOTS.0.take();
+    assert!(roots.as_ref().is_some_and(|root| root.next.is_none()), "a replaced configuration was not freed");
+    ROOTS.0.set(roots);
     proxy(|proxy| proxy.configuration = answer("stand"));
     assert!(!proxy_on_configure(1, 10), "shorter than announced");
     proxy(|proxy| proxy.configuration = Answer::Null(0, 10));
     assert!(!proxy_on_configure(1, 10), "a null pointer");
     proxy(|proxy| proxy.configuration = Answer::Memory(2, b"standalone".to_vec()));
     assert!(!proxy_on_configure(1, 10), "a status and memory");
-    assert!(proxy_on_configure(1, 0), "nothing, which is not read");
+    assert!(proxy_on_configure(1, 0), "size 0, which means an empty configuration");
     assert!(!proxy_on_configure(1, 262_145));
     let last = proxy(|proxy| proxy.calls.last().cloned());
     assert_eq!(last.unwrap(), "log 4 sluice: plugin configuration: longer than 262144 bytes");
 }
 
 #[test]
-fn memory_is_taken_over_whatever_the_status_is() {
+fn returned_memory_is_owned_for_every_status() {
     let _guard = module();
     assert!(configure(1, "standalone"));
     for status in [0, 1, 2, 10, 4_711] {
@@ -271,7 +276,7 @@ fn a_stream_context_serves_one_connection_of_its_own() {
 }
 
 #[test]
-fn levels_are_shown_from_the_lowest_one_on() {
+fn debug_lines_are_logged_only_at_log_level_debug_or_lower() {
     let _guard = module();
     assert!(configure(1, "standalone"));
     proxy(|proxy| proxy.source = answer("10.0.0.2:1"));
@@ -297,7 +302,7 @@ fn without_counters_connections_are_routed() {
 }
 
 #[test]
-fn nothing_is_allocated_for_nothing() {
+fn malloc_returns_null_for_zero_and_impossible_sizes() {
     assert!(malloc(0).is_null());
     assert!(malloc(usize::MAX).is_null());
     proxy_abi_version_0_2_1();

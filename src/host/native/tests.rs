@@ -158,7 +158,7 @@ impl Module {
         module
     }
 
-    /// A connection from its arrival to its end. Returns the status of its arrival, and the calls.
+    /// Runs a connection from its arrival to its end. Returns the module's status for the arrival, and the calls.
     fn connect(&self) -> (u32, Vec<String>) {
         envoy(|envoy| envoy.calls.clear());
         let none = core::ptr::null_mut();
@@ -201,6 +201,17 @@ fn a_connection_is_routed_with_the_bare_name_of_the_cluster() {
         assert_eq!(module.connect(), (CONTINUE, expected));
     }
     assert_eq!((module.counted("sluice.routed.even"), module.counted("sluice.routed.odd")), (2, 2));
+}
+
+#[test]
+fn decisions_are_logged_at_debug_level() {
+    let module = Module::new(TABLE);
+    envoy(|envoy| {
+        (envoy.remote, envoy.local) = (address("10.0.0.2", 1), address("192.0.2.7", 443));
+        envoy.debug = true;
+    });
+    let (_, calls) = module.connect();
+    assert_eq!(calls[1], r#"log 1 sluice: source.address "10.0.0.2:1" is routed to "even""#);
 }
 
 #[test]
@@ -317,8 +328,9 @@ fn a_connection_without_a_configuration_is_closed() {
     assert_eq!(envoy(|envoy| envoy.calls.clone()), expected);
 }
 
+/// Only valgrind, AddressSanitizer and Miri can see a leak.
 #[test]
-fn many_connections_and_configurations() {
+fn many_connections_and_configurations_leak_nothing() {
     const MANY: u32 = if cfg!(miri) { 10 } else { 100 };
     for round in 0..MANY {
         let module = Module::new(if round % 2 == 0 { TABLE } else { "istio" });
