@@ -5,7 +5,7 @@ use crate::{
     cluster::{Cluster, on_cluster},
     get,
     hostile_pods::{Pods, with_pods},
-    identity::{authenticate, connect, proxy_header},
+    identity::{authenticate, connect, hear, proxy_header},
     outside,
     pod::{Pod, list},
     server,
@@ -17,6 +17,7 @@ use rustls::ClientConfig;
 use socket2::{Domain, Socket, Type};
 use std::{
     collections::{BTreeMap, VecDeque},
+    fs,
     io::Read,
     net::{Ipv6Addr, SocketAddr, TcpListener},
     sync::{
@@ -57,7 +58,7 @@ impl Refusing {
 const ADMIN: &str = "15000/stats?filter=server.live";
 const READY: &str = "8082/ready";
 /// The timeout of the operator's queries.
-const NO_ANSWER: Duration = Duration::from_secs(5);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The results of the good client and of the operator of the attacked routers during an attack.
 #[derive(Default)]
@@ -106,7 +107,7 @@ fn during_attack<T: Send>(
                         let began = Instant::now();
                         let answer = router.host.run(|| get(&format!("http://127.0.0.1:{path}")));
                         // A failed query counts as the timeout.
-                        slowest = slowest.max(if answer.is_ok() { began.elapsed() } else { NO_ANSWER });
+                        slowest = slowest.max(if answer.is_ok() { began.elapsed() } else { QUERY_TIMEOUT });
                         thread::sleep(Duration::from_millis(50));
                     }
                     slowest
@@ -262,28 +263,28 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
     };
     during_attack(cluster, &routers, "none", rest, |()| String::new())?;
 
-    let tried = |count: &(usize, u64)| format!("{} tried, {} reached the routers", count.0, count.1);
+    let report = |count: &(usize, u64)| format!("{} attempts, {} reached the routers", count.0, count.1);
     let refused = || counted(&routers, "cluster.tenant-a.upstream_cx_connect_fail");
     let by_sidecar = || {
         let before = refused()?;
-        let tried = scan(&pods.client, BY_SIDECAR, |_| connect(refusing.next()));
-        Ok((tried, refused()? - before))
+        let attempts = scan(&pods.client, BY_SIDECAR, |_| connect(refusing.next()));
+        Ok((attempts, refused()? - before))
     };
-    let (attempts, reached) = during_attack(cluster, &routers, "scan through its sidecar", by_sidecar, tried)?;
+    let (attempts, reached) = during_attack(cluster, &routers, "scan through its sidecar", by_sidecar, report)?;
     ensure!(
         reached > 300 && attempts as u64 > reached,
-        "the sidecar must limit the scan: {attempts} tried, {reached} reached the routers"
+        "the sidecar must limit the scan: {attempts} attempts, {reached} reached the routers"
     );
 
     let directly = || {
         let before = refused()?;
-        let tried = scan(labelled, DIRECTLY, |number| {
+        let attempts = scan(labelled, DIRECTLY, |number| {
             authenticate(ports[number % ports.len()], &proxy_header(source, refusing.next()), &own)
         });
-        Ok((tried, refused()? - before))
+        Ok((attempts, refused()? - before))
     };
     let (_, reached) =
-        during_attack(cluster, &routers, "scan with its certificate, past the sidecar", directly, tried)?;
+        during_attack(cluster, &routers, "scan with its certificate, past the sidecar", directly, report)?;
     ensure!(reached > 300, "only {reached} connections reached the routers: too small a scan");
 
     for (name, pod) in [("a pod without the label", &pods.bare), ("a pod of a foreign namespace", &pods.foreign)] {
@@ -311,5 +312,44 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
         ensure!(statuses.iter().all(|one| one["ready"] == true && one["restartCount"] == 0), "{statuses:?}");
         ensure!(routers.iter().any(|before| before.name == router.name), "{} is new", router.name);
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow: make test-mesh-full"]
+fn refused_and_allowed_destinations_share_the_rate_limit_of_a_tenant() -> Result<()> {
+    on_cluster(|cluster| {
+        let file = cluster.manifests.join("egress-routers/common/egress-router.yaml");
+        let (text, usual) = (fs::read_to_string(&file)?, "max_tokens: 1000, tokens_per_fill: 500, fill_interval: 1s");
+        ensure!(text.matches(usual).count() == 3, "not one rate limit for each tenant");
+        fs::write(&file, text.replace(usual, "max_tokens: 10, tokens_per_fill: 1, fill_interval: 60s"))?;
+        let roll_out = || ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router));
+        let outcome = cluster.apply().and_then(|_| {
+            roll_out()?;
+            with_pods(cluster, |pods| expect_shared_limit(cluster, pods))
+        });
+        cluster.fresh_manifests()?;
+        cluster.apply()?;
+        roll_out()?;
+        outcome
+    })
+}
+
+fn expect_shared_limit(cluster: &Cluster, pods: &Pods) -> Result<()> {
+    let routers = cluster.pods(ROUTERS_NAMESPACE, &format!("app={}", ROUTERS[0]))?;
+    let router = SocketAddr::new(routers[0].addresses[0], PORT);
+    let own = tls::client(Some(&pods.own_certificate(cluster)?))?;
+    let ask = |to: SocketAddr| {
+        let header = proxy_header(pods.labelled.addresses[0], to);
+        pods.labelled.host.run(|| hear(authenticate(router, &header, &own)?, b"hello"))
+    };
+    ask(outside(0, 5432))?;
+    for _ in 0..20 {
+        ensure!(ask("10.0.0.1:80".parse()?).is_err(), "a private destination answered");
+    }
+    let limited = counted(&routers[..1], "local_rate_limit.tenant-a.rate_limited")?;
+    println!("{limited} of 20 refused connections were over the limit");
+    ensure!(limited >= 5, "only {limited} connections over the limit");
+    ensure!(ask(outside(0, 5432)).is_err(), "refused connections did not count");
     Ok(())
 }
