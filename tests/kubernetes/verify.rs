@@ -14,7 +14,7 @@ use std::{fs, time::Duration, time::Instant};
 struct Fault {
     kubectl: &'static [&'static str],
     input: &'static str,
-    told: &'static [&'static str],
+    expected: &'static [&'static str],
 }
 
 const TABLE: &str = "/spec/configPatches/0/patch/value/typed_config/config/configuration/value";
@@ -81,14 +81,18 @@ fn wrong_of<'a>(shown: &'a str, pod: &str) -> Vec<&'a str> {
 }
 
 /// Waits until verify prints exactly these messages for each client.
-fn expect_told(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
+fn expect_reported(cluster: &Cluster, what: &str, expected: &[&str]) -> Result<()> {
     cluster.eventually(&format!("the report of verify after {what}"), |_| {
         let (right, shown) = cluster.verify(None)?;
         for client in &cluster.clients {
             let wrong = wrong_of(&shown, &client.name);
-            let said =
-                wrong.len() == told.len() && told.iter().all(|what| wrong.iter().any(|line| line.contains(what)));
-            ensure!(said && right == told.is_empty(), "{}: expected {told:?}, got:\n{shown}", client.name);
+            let is_reported = wrong.len() == expected.len()
+                && expected.iter().all(|what| wrong.iter().any(|line| line.contains(what)));
+            ensure!(
+                is_reported && right == expected.is_empty(),
+                "{}: expected {expected:?}, got:\n{shown}",
+                client.name
+            );
         }
         Ok(())
     })
@@ -99,7 +103,7 @@ fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
     for fault in faults {
         let started = Instant::now();
         cluster.kubectl_with(fault.kubectl, fault.input)?;
-        let outcome = expect_told(cluster, &format!("kubectl {}", fault.kubectl.join(" ")), fault.told);
+        let outcome = expect_reported(cluster, &format!("kubectl {}", fault.kubectl.join(" ")), fault.expected);
         if !fault.input.is_empty() {
             cluster.kubectl_with(&["delete", "--filename", "-"], fault.input)?;
         }
@@ -107,7 +111,7 @@ fn expect_faults(cluster: &Cluster, faults: &[Fault]) -> Result<()> {
         println!("{:.1} s: {}", started.elapsed().as_secs_f32(), fault.kubectl.join(" "));
         outcome?;
     }
-    expect_told(cluster, "restoring the manifests", &[])
+    expect_reported(cluster, "restoring the manifests", &[])
 }
 
 const APPLY: &[&str] = &["apply", "--filename", "-"];
@@ -129,8 +133,8 @@ fn verify_shows_the_router_of_each_client() -> Result<()> {
                 ensure!(shown.lines().any(|line| line.split_whitespace().eq(row)), "{row:?}:\n{shown}");
             }
             for listener in ["0.0.0.0_15010", "0.0.0.0_15014"] {
-                let told = format!("  not covered: plain HTTP to the outside on {listener}\n");
-                ensure!(shown.contains(&told), "{listener}:\n{shown}");
+                let expected = format!("  not covered: plain HTTP to the outside on {listener}\n");
+                ensure!(shown.contains(&expected), "{listener}:\n{shown}");
             }
             ensure!(!shown.lines().any(|line| line == PORT_80), "{shown}");
             println!("{shown}");
@@ -148,18 +152,18 @@ fn verify_names_each_fault_of_the_manifests() -> Result<()> {
                 Fault {
                     kubectl: &["delete", "envoyfilter", "sluice-passthrough"],
                     input: "",
-                    told: &[
-                        "the filter is not in virtualOutbound virtualOutbound-catchall-tcp: passthrough.yaml does not reach it",
-                        "the filter is not in 0.0.0.0_80 PassthroughFilterChain",
-                        "the filter is not in 0.0.0.0_15010 PassthroughFilterChain",
-                        "the filter is not in 0.0.0.0_15014 PassthroughFilterChain",
+                    expected: &[
+                        "the filter is not in the chain virtualOutbound-catchall-tcp of virtualOutbound: no patch of passthrough.yaml matches it",
+                        "the filter is not in the chain PassthroughFilterChain of 0.0.0.0_80",
+                        "the filter is not in the chain PassthroughFilterChain of 0.0.0.0_15010",
+                        "the filter is not in the chain PassthroughFilterChain of 0.0.0.0_15014",
                     ],
                 },
-                Fault { kubectl: APPLY, input: BLACKHOLE, told: &["the filter is in virtualOutbound-blackhole"] },
+                Fault { kubectl: APPLY, input: BLACKHOLE, expected: &["the filter is in virtualOutbound-blackhole"] },
                 Fault {
                     kubectl: &["delete", "destinationrule", "--namespace=egress-routers", "egress-router2"],
                     input: "",
-                    told: &[
+                    expected: &[
                         "the cluster outbound|8080||egress-router2.egress-routers.svc.cluster.local sends no PROXY header",
                         "the cluster outbound|8081||egress-router2.egress-routers.svc.cluster.local sends no PROXY header",
                     ],
@@ -173,10 +177,10 @@ fn verify_names_each_fault_of_the_manifests() -> Result<()> {
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_each_fault_of_the_table() -> Result<()> {
     on_cluster(|cluster| {
-        let patched = |path: &str, value: &str, told: &str| -> Result<()> {
+        let patched = |path: &str, value: &str, expected: &str| -> Result<()> {
             let patch = patch(path, value);
             cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", &patch])?;
-            let outcome = expect_told(cluster, &format!("patching {path}"), &[told]);
+            let outcome = expect_reported(cluster, &format!("patching {path}"), &[expected]);
             cluster.apply()?;
             outcome
         };
@@ -192,7 +196,7 @@ fn verify_names_each_fault_of_the_table() -> Result<()> {
                 "there is no cluster outbound|8081||nowhere: connections to it fail",
             )
         });
-        outcome.and(expect_told(cluster, "restoring the manifests", &[]))
+        outcome.and(expect_reported(cluster, "restoring the manifests", &[]))
     })
 }
 
@@ -220,8 +224,8 @@ fn verify_lists_listeners_that_are_not_covered() -> Result<()> {
         cluster.kubectl(&["delete", "envoyfilter", "sluice-port-80"])?;
         let outcome = cluster.eventually("verify to list port 80", |_| {
             let (right, shown) = cluster.verify(None)?;
-            let told = shown.lines().filter(|line| *line == PORT_80).count();
-            ensure!(right && told == cluster.clients.len(), "{shown}");
+            let count = shown.lines().filter(|line| *line == PORT_80).count();
+            ensure!(right && count == cluster.clients.len(), "{shown}");
             Ok(())
         });
         cluster.apply()?;
@@ -250,8 +254,8 @@ fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
         scale("0")?;
         let outcome = cluster.eventually("verify to report the missing log entry", |_| {
             let (right, shown) = cluster.verify(Some(&to))?;
-            let told = format!("its connection to {to} is not in the routers' logs");
-            ensure!(!right && wrong_of(&shown, &cluster.clients[0].name) == [told.as_str()], "{shown}");
+            let expected = format!("its connection to {to} is not in the routers' logs");
+            ensure!(!right && wrong_of(&shown, &cluster.clients[0].name) == [expected.as_str()], "{shown}");
             ensure!(wrong_of(&shown, &cluster.clients[1].name).is_empty(), "{shown}");
             Ok(())
         });
@@ -265,18 +269,18 @@ fn verify_names_a_connection_that_reached_no_router() -> Result<()> {
 #[ignore = "slow: make test-mesh-full"]
 fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
     on_cluster(|cluster| {
-        let told = "no filter sluice: no sluice.yaml of the namespace default selects this pod's labels";
+        let expected = "no filter sluice: no sluice.yaml of the namespace default selects this pod's labels";
         restoring(cluster, |cluster| {
             cluster.kubectl(&["delete", "envoyfilter", "sluice"])?;
             cluster.replace_clients()?;
-            expect_told(cluster, "deleting sluice.yaml", &[told])?;
+            expect_reported(cluster, "deleting sluice.yaml", &[expected])?;
             cluster.apply()?;
-            expect_told(cluster, "applying sluice.yaml", &[])?;
+            expect_reported(cluster, "applying sluice.yaml", &[])?;
             let selector =
                 r#"[{"op": "replace", "path": "/spec/workloadSelector/labels", "value": {"egress": "other"}}]"#;
             cluster.kubectl(&["patch", "envoyfilter", "sluice", "--type=json", "--patch", selector])?;
             cluster.replace_clients()?;
-            expect_told(cluster, "changing the selector", &[told])
+            expect_reported(cluster, "changing the selector", &[expected])
         })
     })
 }
@@ -286,7 +290,7 @@ fn verify_names_a_filter_that_does_not_select_the_pod() -> Result<()> {
 fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()> {
     on_cluster(|cluster| {
         let (_, digest) = cluster.module.split_once('@').context("no digest in the reference")?;
-        let told = format!(
+        let expected = format!(
             "the module could not be fetched: oci://10.88.0.5:5000/sluice@{digest}: could not fetch Wasm OCI image"
         );
         let hint = "check `module` in settings.yaml, and that a rule of its directEgress admits the module's server and port; then restart the pod";
@@ -296,8 +300,8 @@ fn verify_names_a_registry_that_the_network_policy_does_not_admit() -> Result<()
             cluster.edit(SETTINGS, "  module: ", &cluster.module)?;
             cluster.apply()?;
             cluster.replace_clients()?;
-            expect_told(cluster, "removing the rule for the registry", &[&told])?;
-            expect_told(cluster, "removing the rule for the registry", &[hint])?;
+            expect_reported(cluster, "removing the rule for the registry", &[&expected])?;
+            expect_reported(cluster, "removing the rule for the registry", &[hint])?;
             // Sidecars that gave up do not retry until istiod sends them an update.
             cluster.fresh_manifests()?;
             cluster.apply()?;
@@ -312,7 +316,7 @@ fn verify_does_not_report_a_module_that_was_replaced() -> Result<()> {
     on_cluster(|cluster| {
         let reference = format!("oci://10.88.0.5:5000/sluice@sha256:{}", "1".repeat(64));
         let outcome = cluster.edit(SETTINGS, "  module: ", &reference).and_then(|()| cluster.apply()).and_then(|_| {
-            expect_told(
+            expect_reported(
                 cluster,
                 "naming a module that does not exist",
                 &[&format!("the module could not be fetched: {reference}: ")],
@@ -320,7 +324,7 @@ fn verify_does_not_report_a_module_that_was_replaced() -> Result<()> {
         });
         cluster.fresh_manifests()?;
         cluster.apply()?;
-        expect_told(cluster, "restoring the manifests", &[])?;
+        expect_reported(cluster, "restoring the manifests", &[])?;
         outcome
     })
 }
@@ -330,8 +334,8 @@ fn verify_does_not_report_a_module_that_was_replaced() -> Result<()> {
 fn verify_names_a_listener_that_envoy_rejects() -> Result<()> {
     on_cluster(|cluster| {
         restoring(cluster, |cluster| {
-            let told = &["Envoy rejected the listener virtualOutbound: "];
-            let outcome = expect_faults(cluster, &[Fault { kubectl: APPLY, input: REJECTED, told }]);
+            let expected = &["Envoy rejected the listener virtualOutbound: "];
+            let outcome = expect_faults(cluster, &[Fault { kubectl: APPLY, input: REJECTED, expected }]);
             cluster.replace_clients()?; // resets the counters of rejected listeners
             outcome
         })
@@ -356,12 +360,13 @@ fn verify_times_out_on_a_hanging_sidecar_and_checks_the_others() -> Result<()> {
         ensure!(!right && wrong.len() == 1 && wrong[0].starts_with("no answer within 30s: kubectl exec "), "{shown}");
         ensure!(wrong_of(&shown, &cluster.clients[1].name).is_empty(), "{shown}");
         cluster.rolled_out("default", "client")?;
-        expect_told(cluster, "resuming the sidecar", &[])
+        expect_reported(cluster, "resuming the sidecar", &[])
     })
 }
 
 pub fn signal(name: &str, process: u32) -> Result<()> {
-    let done = std::process::Command::new("kill").args([format!("-{name}"), process.to_string()]).status()?;
+    // The shell's own command, because a minimal Debian does not have the program.
+    let done = std::process::Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).status()?;
     ensure!(done.success(), "kill: {done}");
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::{fs, thread, time::Duration};
 
-/// Returns a pod with the label of a router that is not a router.
+/// Returns a pod that has the label of a router but is not one.
 fn squatter(namespace: &str) -> String {
     format!(
         "
@@ -19,19 +19,19 @@ metadata: {{ name: squatter, namespace: {namespace}, labels: {{ app: egress-rout
 spec:
   terminationGracePeriodSeconds: 0
   automountServiceAccountToken: false
-  containers: [{{ name: envoy, image: docker.io/library/busybox, command: [sleep, infinity] }}]
+  containers: [{{ name: squatter, image: docker.io/library/busybox, command: [sleep, infinity] }}]
 "
     )
 }
 
 /// Waits until the lines of verify that begin with WRONG contain these texts, in any order, and no others.
-fn expect_wrong(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
+fn expect_wrong_lines(cluster: &Cluster, what: &str, expected: &[&str]) -> Result<()> {
     cluster.eventually(&format!("the report of verify after {what}"), |_| {
         let (right, shown) = cluster.verify(None)?;
         let wrong: Vec<&str> = shown.lines().filter(|line| line.starts_with("WRONG: ")).collect();
-        let all_told = told.iter().all(|text| wrong.iter().any(|line| line.contains(text)));
-        let all_expected = wrong.iter().all(|line| told.iter().any(|text| line.contains(text)));
-        ensure!(all_told && all_expected && right == told.is_empty(), "expected {told:?}, got:\n{shown}");
+        let all_reported = expected.iter().all(|text| wrong.iter().any(|line| line.contains(text)));
+        let all_expected = wrong.iter().all(|line| expected.iter().any(|text| line.contains(text)));
+        ensure!(all_reported && all_expected && right == expected.is_empty(), "expected {expected:?}, got:\n{shown}");
         Ok(())
     })
 }
@@ -39,7 +39,7 @@ fn expect_wrong(cluster: &Cluster, what: &str, told: &[&str]) -> Result<()> {
 #[test]
 fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
     on_cluster(|cluster| {
-        for (namespace, told) in [
+        for (namespace, expected) in [
             (
                 "default",
                 "default/squatter has the label of a router, app=egress-router1, but the routers' namespace is egress-routers",
@@ -48,11 +48,11 @@ fn verify_names_a_pod_that_squats_on_the_label_of_a_router() -> Result<()> {
         ] {
             let squatter = squatter(namespace);
             cluster.kubectl_with(&["apply", "--filename", "-"], &squatter)?;
-            let outcome = expect_wrong(cluster, "adding a squatter", &[told]);
+            let outcome = expect_wrong_lines(cluster, "adding a squatter", &[expected]);
             cluster.kubectl_with(&["delete", "--filename", "-"], &squatter)?;
             outcome?;
         }
-        expect_wrong(cluster, "restoring the manifests", &[])
+        expect_wrong_lines(cluster, "restoring the manifests", &[])
     })
 }
 
@@ -73,13 +73,13 @@ fn verify_names_a_router_with_another_identity() -> Result<()> {
             "--patch",
             &patch,
         ])?;
-        let told = format!(
+        let expected = format!(
             "egress-router2.egress-routers.svc.cluster.local expects the identity {other}, but the router presents spiffe://cluster.local/ns/egress-routers/sa/egress-router2"
         );
-        let outcome = expect_wrong(cluster, "changing the expected identity", &[&told]);
+        let outcome = expect_wrong_lines(cluster, "changing the expected identity", &[&expected]);
         cluster.apply()?;
         outcome?;
-        expect_wrong(cluster, "restoring the manifests", &[])
+        expect_wrong_lines(cluster, "restoring the manifests", &[])
     })
 }
 
@@ -95,7 +95,7 @@ fn verify_names_router_lists_that_differ_from_the_manifests() -> Result<()> {
         let edited = edited.replace("routers: [egress-router2]", "routers: [egress-router1, egress-router2]");
         ensure!(edited != text, "{text}");
         fs::write(&path, edited)?;
-        let outcome = expect_wrong(
+        let outcome = expect_wrong_lines(
             cluster,
             "editing the lists",
             &[
@@ -114,7 +114,7 @@ fn verify_names_router_lists_that_differ_from_the_manifests() -> Result<()> {
         );
         fs::write(&path, text)?;
         outcome?;
-        expect_wrong(cluster, "restoring the manifests", &[])
+        expect_wrong_lines(cluster, "restoring the manifests", &[])
     })
 }
 
@@ -140,10 +140,14 @@ fn verify_names_a_router_without_draining() -> Result<()> {
         let patch = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/lifecycle"}]"#;
         with_deployment(cluster, patch, |pods| {
             ensure!(pods.len() == 2, "{} pods", pods.len());
-            let told = pods.iter().map(|pod| format!("{}: it does not drain", pod.name)).collect::<Vec<_>>();
-            expect_wrong(cluster, "removing the preStop hook", &told.iter().map(String::as_str).collect::<Vec<_>>())
+            let expected = pods.iter().map(|pod| format!("{}: it does not drain", pod.name)).collect::<Vec<_>>();
+            expect_wrong_lines(
+                cluster,
+                "removing the preStop hook",
+                &expected.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
         })?;
-        expect_wrong(cluster, "restoring the manifests", &[])
+        expect_wrong_lines(cluster, "restoring the manifests", &[])
     })
 }
 
@@ -158,14 +162,15 @@ fn verify_names_an_expired_certificate() -> Result<()> {
                 pause_agent(pod)?;
             }
             thread::sleep(Duration::from_secs(30));
-            let told = pods.iter().map(|pod| format!("{}: its certificate expired at ", pod.name)).collect::<Vec<_>>();
-            expect_wrong(
+            let expected =
+                pods.iter().map(|pod| format!("{}: its certificate expired at ", pod.name)).collect::<Vec<_>>();
+            expect_wrong_lines(
                 cluster,
                 "the expiry of the certificates",
-                &told.iter().map(String::as_str).collect::<Vec<_>>(),
+                &expected.iter().map(String::as_str).collect::<Vec<_>>(),
             )
         })?;
-        expect_wrong(cluster, "restoring the manifests", &[])
+        expect_wrong_lines(cluster, "restoring the manifests", &[])
     })
 }
 

@@ -10,7 +10,9 @@ use serde_json::Value;
 use sidecar::Sidecar;
 use std::{
     collections::BTreeSet,
-    env, thread,
+    env,
+    net::SocketAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -38,21 +40,21 @@ pub fn run(to: Option<&str>) -> Result<()> {
         wrong.extend(found.into_iter().map(|what| format!("{name}: {what}")));
     }
     if let Some(to) = to {
-        let missing = missing(&clients, &routers.pods, to, started)?;
-        for pod in missing {
+        for pod in missing(&clients, &routers.pods, to, started)? {
             wrong.push(format!("{}: its connection to {to} is not in the routers' logs", name(pod)?));
         }
     }
-    let rows = seen(&routers.pods, &clients, "10m")?;
+    let (rows, unread) = seen(&routers.pods, &clients, "10m");
+    wrong.extend(unread);
     say("");
     let heading = ["source", "identity", "egress router"];
-    say(&format!("{:<39} {:<48} {:<16} destination seen, in the last ten minutes", heading[0], heading[1], heading[2]));
+    say(&format!("{:<39} {:<48} {:<16} destination (last ten minutes)", heading[0], heading[1], heading[2]));
     for Row { source, identity, router, destination } in &rows {
         say(&format!("{source:<39} {identity:<48} {router:<16} {destination}"));
     }
     for pod in clients.iter().filter(|pod| to.is_none() && !rows.iter().any(|row| addresses(pod).contains(&row.source)))
     {
-        say(&format!("{}: not in the routers' logs; TO=HOST:PORT makes a connection", name(pod)?));
+        say(&format!("{}: no connection in the routers' logs; set TO=HOST:PORT to make one", name(pod)?));
     }
     for what in &wrong {
         say(&format!("WRONG: {what}"));
@@ -103,15 +105,15 @@ fn check(pod: &Value, to: Option<&str>, routers: &routers::Routers) -> Result<Ve
 }
 
 fn connect(pod: &Value, to: &str) -> Result<()> {
-    let (host, port) = to.rsplit_once(':').context("TO is HOST:PORT")?;
+    let (host, port) = to.rsplit_once(':').context("TO: expected HOST:PORT")?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let containers = list(&pod["spec"]["containers"]);
     let names = containers.iter().filter_map(|container| container["name"].as_str());
     let container = names.into_iter().find(|name| *name != "istio-proxy").context("no container but the sidecar")?;
-    // Keeps the sending side open, because Envoy drops a client that closes it at once. The routers' logs decide, not nc's status.
+    // Keeps the sending side open: Envoy may drop a client that closes it at once. The routers' logs decide, not nc's status.
     let script = "sleep 2 | nc -w 3 \"$0\" \"$1\"";
     match exec(pod, container, &["sh", "-c", script, host, port]) {
-        Ok(heard) => say(&format!("  tried {to} from the container {container}: heard {} bytes", heard.len())),
+        Ok(answer) => say(&format!("  tried {to} from the container {container}: received {} bytes", answer.len())),
         Err(error) => say(&format!("  tried {to} from the container {container}: {error:#}")),
     }
     Ok(())
@@ -119,14 +121,19 @@ fn connect(pod: &Value, to: &str) -> Result<()> {
 
 /// Returns the clients whose connection since `started` no router has logged.
 fn missing<'a>(clients: &'a [Value], routers: &[Value], to: &str, started: Instant) -> Result<Vec<&'a Value>> {
-    let port = &to[to.rfind(':').context("TO is HOST:PORT")?..];
+    let port = &to[to.rfind(':').context("TO: expected HOST:PORT")?..];
+    // The name in TO may have any address.
+    let is_wanted = |destination: &str| match to.parse::<SocketAddr>() {
+        Ok(to) => destination == to.to_string(),
+        Err(_) => destination.ends_with(port),
+    };
     let waiting = Instant::now();
     loop {
         let since = format!("{}s", started.elapsed().as_secs() + 1);
-        let rows = seen(routers, clients, &since)?;
+        let (rows, _) = seen(routers, clients, &since);
         let of = |pod: &Value| {
             let addresses = addresses(pod);
-            rows.iter().any(|row| addresses.contains(&row.source) && row.destination.ends_with(port))
+            rows.iter().any(|row| addresses.contains(&row.source) && is_wanted(&row.destination))
         };
         let missing: Vec<&Value> = clients.iter().filter(|pod| !of(pod)).collect();
         if missing.is_empty() || waiting.elapsed() > LOGGED {
@@ -147,13 +154,18 @@ struct Row {
     destination: String,
 }
 
-/// Returns the clients' connections that the routers forwarded, according to their access logs.
-fn seen(routers: &[Value], clients: &[Value], since: &str) -> Result<BTreeSet<Row>> {
+/// Returns the clients' connections that the routers forwarded, according to their access logs, and why a log cannot be read.
+fn seen(routers: &[Value], clients: &[Value], since: &str) -> (BTreeSet<Row>, Vec<String>) {
     let sources: Vec<String> = clients.iter().flat_map(addresses).collect();
-    let mut rows = BTreeSet::new();
+    let (mut rows, mut unread) = (BTreeSet::new(), Vec::new());
     for router in routers {
-        let app = router["metadata"]["labels"]["app"].as_str().context("a router without its label")?;
-        for line in log(router, "envoy", &format!("--since={since}"))?.lines() {
+        let [app, name] = [&router["metadata"]["labels"]["app"], &router["metadata"]["name"]]
+            .map(|text| text.as_str().unwrap_or_default());
+        let log = log(router, "envoy", &format!("--since={since}")).unwrap_or_else(|error| {
+            unread.push(format!("{name}: {error:#}"));
+            String::new()
+        });
+        for line in log.lines() {
             // kubectl's timestamp, then a JSON object. Envoy's own messages are not JSON.
             let Some(Ok(entry)) = line.split_once(' ').map(|(_, entry)| serde_json::from_str::<Value>(entry)) else {
                 continue;
@@ -169,7 +181,7 @@ fn seen(routers: &[Value], clients: &[Value], since: &str) -> Result<BTreeSet<Ro
             }
         }
     }
-    Ok(rows)
+    (rows, unread)
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use std::{
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The maximum number of bytes that one kubectl may print, so that the log or the configuration of one pod cannot fill the memory.
-const MOST: u64 = 256 << 20;
+const MAX_OUTPUT: u64 = 256 << 20;
 
-/// Returns what kubectl prints. Fails if it fails, takes too long or prints too much.
+/// Returns what kubectl prints. Fails if kubectl fails, takes too long or prints too much.
 pub fn kubectl(arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("kubectl");
     let process = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -42,10 +42,10 @@ pub fn kubectl(arguments: &[&str]) -> Result<String> {
 fn read(pipe: impl Read + Send + 'static) -> thread::JoinHandle<io::Result<String>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // If kubectl writes more than is read here, it ends.
-        let length = pipe.take(MOST + 1).read_to_end(&mut bytes)?;
-        if length as u64 > MOST {
-            return Err(io::Error::other(format!("more than {MOST} bytes of output")));
+        // If kubectl writes more than is read here, its pipe breaks and it ends.
+        let length = pipe.take(MAX_OUTPUT + 1).read_to_end(&mut bytes)?;
+        if length as u64 > MAX_OUTPUT {
+            return Err(io::Error::other(format!("more than {MAX_OUTPUT} bytes of output")));
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     })
@@ -93,7 +93,7 @@ pub fn log(pod: &Value, container: &str, since: &str) -> Result<String> {
 }
 
 /// Returns the EnvoyFilter `sluice` of a namespace, or an empty text if there is none.
-pub fn filters_of(namespace: &str) -> Result<String> {
+pub fn envoy_filter(namespace: &str) -> Result<String> {
     kubectl(&["get", "envoyfilters", "sluice", "--namespace", namespace, "--ignore-not-found", "--output", "json"])
 }
 

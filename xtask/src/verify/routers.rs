@@ -86,8 +86,9 @@ impl Routers {
         wrong
     }
 
-    /// Returns why connections to a cluster fail, if the router presents none of the identities that the sidecar expects.
-    pub fn mistrusted_by(&self, cluster: &str, expected: &BTreeSet<String>) -> Option<String> {
+    /// Returns the fault in the identities that a sidecar expects of a cluster's router: it expects none, or the router presents
+    /// none of them.
+    pub fn identity_fault(&self, cluster: &str, expected: &BTreeSet<String>) -> Option<String> {
         // outbound|PORT||SERVICE.NAMESPACE.svc.DOMAIN; the service has the router's name
         let router = cluster.rsplit('|').next()?.split('.').next()?;
         let presented = self.presented.get(router)?;
@@ -332,10 +333,10 @@ mod tests {
                 "the service account default",
             ),
         ];
-        for (spec, told) in cases {
+        for (spec, expected) in cases {
             let wrong = pod_wrong(&router(&spec));
-            assert_eq!(wrong.len(), usize::from(!told.is_empty()), "{wrong:?}");
-            assert!(wrong.iter().all(|what| what.contains(told)), "{wrong:?}");
+            assert_eq!(wrong.len(), usize::from(!expected.is_empty()), "{wrong:?}");
+            assert!(wrong.iter().all(|what| what.contains(expected)), "{wrong:?}");
         }
     }
 
@@ -345,8 +346,8 @@ mod tests {
             json!({ "subject_alt_names": [{ "uri": "spiffe://a/b" }], "expiration_time": "2026-11-26T07:00:00Z" });
         let certificate = Certificate::read(&entry).unwrap();
         assert!(certificate.wrong("pod", "2026-11-26T06:59:59Z".parse().unwrap()).is_none());
-        let told = certificate.wrong("pod", "2026-11-26T07:00:00Z".parse().unwrap()).unwrap();
-        assert_eq!(told, "pod: its certificate expired at 2026-11-26T07:00:00Z: all its connections fail");
+        let message = certificate.wrong("pod", "2026-11-26T07:00:00Z".parse().unwrap()).unwrap();
+        assert_eq!(message, "pod: its certificate expired at 2026-11-26T07:00:00Z: all its connections fail");
     }
 
     #[test]
@@ -426,13 +427,14 @@ mod tests {
             certificates: Vec::new(),
         };
         let cluster = "outbound|8080||egress-router1.egress-routers.svc.cluster.local";
-        let told =
-            |expected: &[&str]| routers.mistrusted_by(cluster, &expected.iter().map(|one| (*one).to_owned()).collect());
-        assert_eq!(told(&["spiffe://t/ns/a/sa/egress-router1"]), None);
+        let fault = |expected: &[&str]| {
+            routers.identity_fault(cluster, &expected.iter().map(|one| (*one).to_owned()).collect())
+        };
+        assert_eq!(fault(&["spiffe://t/ns/a/sa/egress-router1"]), None);
         assert!(
-            told(&["spiffe://t/ns/b/sa/egress-router1"]).unwrap().contains("but the router presents spiffe://t/ns/a/")
+            fault(&["spiffe://t/ns/b/sa/egress-router1"]).unwrap().contains("but the router presents spiffe://t/ns/a/")
         );
-        assert!(told(&[]).unwrap().contains("a router of any identity"));
-        assert_eq!(routers.mistrusted_by("outbound|443||other.default.svc.cluster.local", &BTreeSet::new()), None);
+        assert!(fault(&[]).unwrap().contains("a router of any identity"));
+        assert_eq!(routers.identity_fault("outbound|443||other.default.svc.cluster.local", &BTreeSet::new()), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Checks of the Envoy in a client's sidecar, through its admin interface and its log.
 
 use super::{
-    kubectl::{admin, admin_json, filters_of, list, log, namespace},
+    kubectl::{admin, admin_json, envoy_filter, list, log, namespace},
     routers::{Routers, identities},
 };
 use anyhow::Result;
@@ -58,7 +58,7 @@ impl Sidecar {
             |what: &str| log.lines().filter(later).filter_map(|line| Some(line.split_once(what)?.1.trim())).next_back();
         // Ignores modules that are no longer configured, and the RBAC filter that the agent sends in place of a module.
         let unfetched = last("cannot fetch Wasm module ");
-        let wanted = if unfetched.is_some() { filters_of(namespace(pod)?)? } else { String::new() };
+        let wanted = if unfetched.is_some() { envoy_filter(namespace(pod)?)? } else { String::new() };
         let unfetched = unfetched.filter(|reason| wanted.contains(reason.split(": ").next().unwrap_or_default()));
         let rejected = last("TypedExtensionConfig rejected: ").filter(|reason| !reason.contains(".rbac."));
         if let Some(reason) = unfetched {
@@ -85,11 +85,13 @@ impl Sidecar {
                 catch_all |= called == "virtualOutbound-catchall-tcp";
                 let wanted = ["virtualOutbound-catchall-tcp", "PassthroughFilterChain"].contains(&called);
                 if wanted && !there {
-                    wrong.push(format!("the filter is not in {address} {called}: passthrough.yaml does not reach it"));
+                    wrong.push(format!(
+                        "the filter is not in the chain {called} of {address}: no patch of passthrough.yaml matches it"
+                    ));
                 }
                 if called == "virtualOutbound-blackhole" && there {
                     wrong.push(
-                        "the filter is in virtualOutbound-blackhole, which keeps Envoy from connecting to itself"
+                        "the filter is in virtualOutbound-blackhole and must not be: this chain stops connections of Envoy to itself"
                             .into(),
                     );
                 }
@@ -140,7 +142,7 @@ impl Sidecar {
                 Some(cluster) if !cluster.to_string().contains("upstream_proxy_protocol") => {
                     wrong.push(format!("the cluster {name} sends no PROXY header: its DestinationRule does not apply"));
                 }
-                Some(cluster) => wrong.extend(routers.mistrusted_by(name, &identities(cluster))),
+                Some(cluster) => wrong.extend(routers.identity_fault(name, &identities(cluster))),
             }
         }
         wrong
