@@ -39,16 +39,18 @@ compiles() {
 packages=
 reasons=
 need() { # packages, reason
+    case " $packages " in *" $1 "*) return ;; esac
     packages="$packages $1"
     reasons="$reasons${reasons:+, }$1 ($2)"
 }
 
-# Installs the missing packages. If only root can do that, or if the goal does not install, prints the command and fails.
+# Installs the missing packages. Without apt-get, for a goal that does not install, or without root, prints what to install and
+# fails.
 install() {
     [ -n "$packages" ] || return 0
     command="apt-get update && apt-get install --yes --no-install-recommends$packages"
     if missing apt-get; then
-        echo "make $goals: missing; please install this system's equivalents of these Debian packages: $reasons"
+        echo "make $goals: programs are missing; please install this system's equivalents of these Debian packages: $reasons"
         exit 1
     fi
     if ! $installs; then
@@ -61,8 +63,9 @@ install() {
     fi
     echo "make $goals: installing $reasons"
     export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
     # shellcheck disable=SC2086 # a list of words
-    apt-get update -qq && apt-get install -qq --yes --no-install-recommends $packages >/dev/null
+    apt-get install -qq --yes --no-install-recommends $packages >/dev/null
     packages=
     reasons=
 }
@@ -92,6 +95,7 @@ if [ "$(id -u)" = 0 ] && for_goals ci ci-docker test-docker; then # only root ca
     if missing docker-compose; then need docker-compose "tests of the containers"; fi
     if missing debootstrap; then need debootstrap "the containers' base"; fi
     if missing iptables; then need iptables "redirection in the containers"; fi
+    if missing busybox; then need busybox "the drain of a router"; fi
 fi
 # Only root can install these, with apt-get. Without them, the tests that need them say so and are skipped.
 if $installs && [ "$(id -u)" = 0 ] && ! missing apt-get; then
@@ -169,7 +173,7 @@ if ! missing rustup && pinned; then
 fi
 if ! $installs; then
     if debian; then
-        echo "rustup does not have the compiler of rust-toolchain.toml: using Debian's"
+        echo "the compiler that rust-toolchain.toml pins is not installed: using Debian's"
         echo /usr/bin >&3
         exit
     fi
@@ -193,7 +197,7 @@ if ! missing rustup; then
 fi
 
 # If rustup does not have the pinned compiler, uses Debian's, which security updates keep at a recent version.
-echo "rustup does not have the compiler of rust-toolchain.toml: using Debian's"
+echo "rustup cannot install the compiler that rust-toolchain.toml pins: using Debian's"
 if ! debian; then
     need "cargo-web rustc-web rust-web-src rust-web-clippy rustfmt-web lld-22" "the compiler"
     install
