@@ -1,6 +1,6 @@
 # Each target is one line: cargo, or cargo xtask. setup.sh installs or names the programs that the goals need and this machine
 # lacks, and prints cargo's folder.
-CARGO = PATH="$(or $(shell sh xtask/setup.sh $(MAKECMDGOALS)),$(error nothing was done, for the reason above)):$$PATH" cargo
+CARGO = PATH="$(or $(shell sh xtask/setup.sh $(MAKECMDGOALS)),$(error stopped, for the reason above)):$$PATH" cargo
 # One set of features for all tasks that use wasm-opt, because cargo would compile Binaryen again for another set.
 WITH_WASM_OPT = run --package xtask --features oci,verify,wasm-opt --
 

@@ -1,4 +1,4 @@
-;; The floor: parity of the source's last octet and nothing else, by hand. What a Wasm filter cannot cost less than.
+;; The floor: parity of the source's last octet and nothing else, by hand. It shows the minimum cost of a Wasm filter.
 (module
   (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_call_foreign_function" (func $foreign (param i32 i32 i32 i32 i32 i32) (result i32)))
@@ -7,7 +7,7 @@
   (data (i32.const 16) "set_envoy_filter_state")
   (data (i32.const 48) "\0a\17envoy.tcp_proxy.cluster\12\07egress1")
   (func (export "proxy_abi_version_0_2_1"))
-  ;; One value at a time is asked for, so each has the same place.
+  ;; The host allocates one value at a time, so all use the same address.
   (func (export "malloc") (param $size i32) (result i32) (i32.const 1024))
   (func (export "proxy_on_new_connection") (param $context i32) (result i32)
     (local $end i32) (local $digit i32)
@@ -20,7 +20,8 @@
     (local.set $digit (i32.load8_u (i32.sub (local.get $end) (i32.const 1))))
     (if (i32.eq (local.get $digit) (i32.const 0x5d))
       (then (local.set $digit (i32.load8_u (i32.sub (local.get $end) (i32.const 2))))))
-    ;; The letters of hexadecimal digits are odd where their values are even; the colon of "::" is even, as is 0.
+    ;; The code of a hexadecimal letter is odd if its value is even, so its parity is inverted. The colon at the end of "::" has
+    ;; an even code, and counts as 0.
     (i32.store8 (i32.const 81)
       (i32.add (i32.const 0x31)
         (i32.and (i32.const 1) (i32.xor (local.get $digit) (i32.shr_u (local.get $digit) (i32.const 6))))))

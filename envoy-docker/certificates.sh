@@ -37,7 +37,7 @@ case $step in
     renew) ;;
     trust-new) sleep 1 && used=$(cat newest) && new_authority "$(date +%s)" && mv newest next && echo "$used" >newest ;;
     trust-only) for file in *.crt; do [ "$file" = "$(cat newest).crt" ] || rm -f "$file" "${file%.crt}.key"; done ;;
-    *) echo "certificates.sh: unknown step $step" >&2 && exit 2 ;;
+    *) echo "certificates.sh: unknown step --$step, expected --trust-new or --trust-only" >&2 && exit 2 ;;
 esac
 if [ $step = renew ] && [ -e next ]; then mv next newest; fi
 newest=$(cat newest)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Redirects outgoing TCP connections of this network namespace to the sidecar's port, except those on the loopback interface and
 # those of the sidecar, which runs as user 1337. User 1337 may connect only to the ports of the routers. All other outgoing traffic,
-# such as UDP, is refused.
+# such as UDP, is refused, except ICMP errors and, in IPv6, all ICMP messages other than echo requests.
 #   redirect.sh ROUTERS...   the routers' networks or addresses, IPv4 and IPv6
 # RESOLVERS lists name servers outside the namespace that programs, or Docker's resolver on their behalf, may query.
 set -eu

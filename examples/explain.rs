@@ -1,8 +1,7 @@
 //! Shows what a configuration does with a connection, and why. It runs the code of the module on the command line.
 //!
 //! `explain CONFIG SOURCE DESTINATION [SNI]`, or `explain --table CONFIG CONNECTIONS` for a file of such lines. CONFIG is
-//! a file with the plugin configuration, or the name of a preset. The exit code is 2 if a configuration, an address or a line
-//! is rejected.
+//! a file with the plugin configuration, or the name of a preset. The exit code is 2 on any error.
 
 use sluice::{
     address::{Endpoint, parse_endpoint},

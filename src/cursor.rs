@@ -62,7 +62,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads all following digits as a number. `radix` must be at most 16. Returns `None` if there is no digit or the number
-    /// exceeds `max`, which must be below 2^27. The digits after the one that exceeds `max` are not read.
+    /// exceeds `max`, which must be below 2^27. It stops at the digit with which the number exceeds `max`.
     #[inline(never)]
     pub fn number(&mut self, radix: u32, max: u32) -> Option<u32> {
         let mut number = None;

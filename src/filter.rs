@@ -11,7 +11,7 @@ use crate::{
 use alloc::{boxed::Box, vec::Vec};
 
 /// The value written to the filter state `envoy.tcp_proxy.cluster` for a connection that a loaded configuration denies, so that
-/// access logs show the denial. The counter has the same name; [`Outcome::NAMES`] spells it separately.
+/// access logs show the denial. The counter has the same name, which is made from [`Outcome::NAMES`].
 pub const DENIED: &str = "sluice.denied";
 
 /// A loaded configuration.
@@ -106,8 +106,8 @@ impl<H: Host> Filter<H> {
             Some(Action::Deny) => {
                 self.count(connection, Outcome::Denied);
                 // For access logs, and as a last barrier: if the proxy did not close the connection, it would call `tcp_proxy` at
-                // the first bytes. `tcp_proxy` would then look for a cluster of this name, which must not exist. A refusal
-                // changes nothing.
+                // the first bytes. `tcp_proxy` would then look for a cluster of this name, which must not exist. The
+                // result is ignored, because the connection is closed anyway.
                 _ = self.apply(connection, &self.denied_override);
             }
             None => {}
@@ -142,7 +142,7 @@ impl<H: Host> Filter<H> {
         }
     }
 
-    /// Describes for the log the decision about a connection and its result.
+    /// Returns the log line about a connection: the decision and its result.
     fn describe<C: Connection<Host = H>>(
         &self,
         connection: &C,

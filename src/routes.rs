@@ -1,5 +1,5 @@
-//! The routes of a policy, encoded in one list of bytes, so that the module contains the code to grow and free one list only. With
-//! nested lists of structs, the module was 263 bytes larger.
+//! The routes of a policy, encoded in one list of bytes. Nested lists of structs need more code to grow and free them: with them,
+//! the module was 263 bytes larger.
 //!
 //! ```text
 //! routes     route*
@@ -149,9 +149,9 @@ impl Routes {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the callers limit the length")]
-    fn add_bytes(&mut self, text: &[u8]) {
-        self.add_number(text.len() as u16);
-        self.bytes.extend_from_slice(text);
+    fn add_bytes(&mut self, bytes: &[u8]) {
+        self.add_number(bytes.len() as u16);
+        self.bytes.extend_from_slice(bytes);
     }
 
     fn add_number(&mut self, number: u16) {

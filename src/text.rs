@@ -32,7 +32,7 @@ impl Text {
     }
 
     /// Appends an untrusted text in quotes. Quotes, backslashes and everything that is not printable ASCII become
-    /// `\xNN`. Only the first 128 bytes are shown, followed by the length.
+    /// `\xNN`. Of a longer text, only the first 128 bytes are shown, followed by its length.
     #[inline(never)]
     pub fn push_quoted(&mut self, text: &[u8]) -> &mut Self {
         self.push_byte(b'"');

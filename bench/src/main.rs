@@ -44,7 +44,11 @@ fn run() -> Result<()> {
             }
             let mut bench = Bench::new(variants)?;
             bench.load(rounds(21)?)?;
-            print!("{}\nleast, 1 worker, ms:\n{}", bench.report.table(), bench.report.least());
+            print!(
+                "{}\nminimum CPU time to load, 1 worker, minus that of no filter, ms:\n{}",
+                bench.report.table(),
+                bench.report.least()
+            );
         }
         ["limits", ref modules @ ..] => {
             let table = config::table_at_limits();
@@ -58,11 +62,11 @@ fn run() -> Result<()> {
             bench.traffic(rounds(15)?)?;
             print!("{}", bench.report.table());
         }
-        [shipped, inlined, plain, native] => {
-            let [shipped, inlined, plain, native] = [shipped, inlined, plain, native].map(Path::new);
+        [shipped, direct, plain, native] => {
+            let [shipped, direct, plain, native] = [shipped, direct, plain, native].map(Path::new);
             variants.insert(1, Variant::cel());
             variants.push(Variant::module("plain cargo build, preset".into(), plain, "")?);
-            variants.push(Variant::module("preset, calls inlined by V8".into(), inlined, "")?);
+            variants.push(Variant::module("preset, calls inlined by V8".into(), direct, "")?);
             variants.push(Variant::module("sluice, preset".into(), shipped, "")?);
             for routes in ROUTES {
                 let table = config::table_of(routes);
@@ -82,7 +86,7 @@ fn run() -> Result<()> {
             bench.report.write(ours_alone)?;
         }
         _ => bail!(
-            "usage: bench SHIPPED INLINED PLAIN NATIVE | bench load MODULE… | bench limits SHIPPED NATIVE; ROUNDS=number"
+            "usage: bench SHIPPED DIRECT-CALLS PLAIN NATIVE | bench load MODULE… | bench limits SHIPPED NATIVE; ROUNDS=number"
         ),
     }
     Ok(())
@@ -90,7 +94,7 @@ fn run() -> Result<()> {
 
 fn rounds(usual: usize) -> Result<usize> {
     match env::var("ROUNDS") {
-        Ok(rounds) => rounds.parse().context("ROUNDS: not a number"),
+        Ok(rounds) => rounds.parse().with_context(|| format!("ROUNDS: {rounds:?}, expected a number")),
         Err(_) => Ok(usual),
     }
 }
@@ -135,8 +139,8 @@ impl Bench {
         for envoy in &running {
             envoy.connections(2_000)?; // warms up
         }
-        // Short samples of one kind in turn, so that other load on the machine affects all variants alike. The shortest, and the
-        // most, samples are for the figure with the smallest differences.
+        // Takes short samples of each variant in turn, so that other load on the machine affects all variants alike. The CPU time
+        // for a connection differs least between variants, so it gets the shortest samples, and the most.
         for round in 0..rounds * 20 {
             if round.is_multiple_of(20) {
                 eprintln!("connections, round {} of {rounds}", round / 20 + 1);

@@ -30,7 +30,7 @@ pub struct Connections {
 }
 
 /// The time for which Envoy must use almost no CPU to count as idle.
-const REST: Duration = Duration::from_millis(60);
+const IDLE: Duration = Duration::from_millis(60);
 
 impl Running {
     /// Starts an Envoy with this number of workers and waits until it is idle.
@@ -40,20 +40,20 @@ impl Running {
             .with_context(|| variant.name.clone())?;
         let address = envoy.listener("sluice", &Ipv4Addr::LOCALHOST.into())?;
         let running = Self { envoy, address, splits: variant.splits };
-        running.rest()?;
+        running.wait_until_idle()?;
         Ok(running)
     }
 
-    fn rest(&self) -> Result<()> {
+    fn wait_until_idle(&self) -> Result<()> {
         let started = Instant::now();
         let mut before = self.cpu()?;
         loop {
-            thread::sleep(REST);
+            thread::sleep(IDLE);
             let now = self.cpu()?;
-            if now - before < REST / 60 {
+            if now - before < IDLE / 60 {
                 return Ok(());
             }
-            ensure!(started.elapsed() < testbed::DEADLINE, "Envoy does not come to rest");
+            ensure!(started.elapsed() < testbed::DEADLINE, "Envoy does not become idle");
             before = now;
         }
     }

@@ -66,9 +66,9 @@ impl Summary {
     fn of(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         let at = |part: f64| {
-            let place = part * (samples.len() - 1) as f64;
-            let (low, high) = (samples[place.floor() as usize], samples[place.ceil() as usize]);
-            low + (high - low) * place.fract()
+            let rank = part * (samples.len() - 1) as f64;
+            let (low, high) = (samples[rank.floor() as usize], samples[rank.ceil() as usize]);
+            low + (high - low) * rank.fract()
         };
         // From the ranks of the samples, so it is valid for every distribution.
         let margin = 0.98 / (samples.len() as f64).sqrt();

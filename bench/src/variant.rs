@@ -79,7 +79,7 @@ impl Variant {
         peers.into_iter().map(peer).collect()
     }
 
-    /// The configuration of Envoy, without the backends.
+    /// The configuration of Envoy, in which the ports of the backends are not set yet.
     pub fn config(&self) -> Result<Config> {
         let config = Config::file(&root().join("bench/envoy.yaml"))?.with("# FILTER", &self.filter)?;
         match &self.module {

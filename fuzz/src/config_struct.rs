@@ -1,8 +1,8 @@
 //! Configurations in the wire format of `google.protobuf.Struct`.
 //!
 //! Model: prost decodes every accepted configuration, and a second implementation of the rules accepts the same object with the
-//! same decisions. If prost encodes an object that it has decoded, the result is accepted exactly if this implementation accepts
-//! the object.
+//! same decisions. If prost decodes the bytes, `sluice` accepts prost's encoding of the result exactly if the second implementation
+//! accepts the object.
 
 use crate::{
     compare::{check, parse},

@@ -24,7 +24,8 @@ pub enum Json {
 }
 
 impl Json {
-    /// Returns whether a number is whole, but not written like a port. In a Struct, such a number equals a port.
+    /// Returns whether the value contains a whole number that is not written like a port, such as 80.0. In a Struct, such a number
+    /// equals a port.
     #[must_use]
     pub fn has_unusual_port(&self) -> bool {
         match self {

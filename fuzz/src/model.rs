@@ -157,15 +157,15 @@ impl Model {
 
 impl Route {
     fn of(json: &Json) -> Option<Self> {
-        let [criteria, clusters, end] = fields(json, ["match", "clusters", "action"])?;
+        let [criteria, clusters, fixed] = fields(json, ["match", "clusters", "action"])?;
         let nothing = Json::Object(Vec::new());
         let [source, destination, ports, sni] =
             fields(criteria.unwrap_or(&nothing), ["source", "destination", "destination_ports", "sni"])?;
-        let target = match (clusters, end) {
+        let target = match (clusters, fixed) {
             (Some(clusters), None) => Target::Clusters(entries(clusters, MAX_CLUSTERS_PER_ROUTE, |name| {
                 Some(text(name)?.to_owned()).filter(|name| !name.is_empty())
             })?),
-            (None, Some(end)) => Target::Action(action(end)?),
+            (None, Some(fixed)) => Target::Action(action(fixed)?),
             _ => return None,
         };
         let prefix = |entry: &Json| by_ipnet(text(entry)?.as_bytes());

@@ -9,7 +9,7 @@ use crate::{
     input::Input,
     model::{Action, Model},
     scenario::{ip, model, server_name},
-    traffic::{Call, Shown, as_text, check_line, counters, expected},
+    traffic::{Call, Presented, as_text, check_line, counters, expected},
 };
 use std::{
     cell::RefCell,
@@ -55,7 +55,7 @@ struct Envoy {
     server_name: Option<Buffer>,
     accepts_override: bool,
     debug: bool,
-    /// One bit for each of the first 64 counters, which is set if the counter is refused.
+    /// One bit for each of the first 64 counters, which is set if the counter is refused. The input sets the first 8.
     refused: u64,
     /// The id of the first counter. The following ids wrap around.
     first_id: usize,
@@ -293,7 +293,7 @@ fn connection(input: &mut Input<'_>, loaded: *const c_void, model: &Model, defin
     let (remote, source) = address(input);
     let (local, destination) = address(input);
     let name = (!input.one_in(4)).then(|| (server_name(input), Quirk::new(input)));
-    let shown = Shown {
+    let shown = Presented {
         source,
         destination,
         server_name: name.filter(|(_, quirk)| *quirk == Quirk::None).map_or(b"".as_slice(), |(name, _)| name),

@@ -21,9 +21,9 @@ const IPS: [&str; 12] = [
     "::",
     "0.0.0.0",
 ];
-const NAMES: [&str; 8] =
+const PATTERNS: [&str; 8] =
     ["a.example", "*.example", "*.a.example", "B.EXAMPLE", "example.", "*.a.example.", "_a-1", "a.b.c.d"];
-const ASKED: [&str; 10] =
+const SERVER_NAMES: [&str; 10] =
     ["", "a.example", "B.a.Example.", "b.example", "example", "example.", "c.org", ".", "a..example", ".example"];
 const PORTS: [u16; 6] = [1, 25, 80, 443, 8_080, 65_535];
 const CLUSTERS: [&str; 4] = ["a", "b", "outbound|80||c.d", "\u{e9}\"\\\n"];
@@ -44,7 +44,7 @@ pub fn address(input: &mut Input<'_>) -> SocketAddr {
 
 /// Returns the server name that a client requests.
 pub fn server_name<'a>(input: &mut Input<'a>) -> &'a [u8] {
-    if input.one_in(8) { input.text() } else { input.pick(&ASKED).as_bytes() }
+    if input.one_in(8) { input.text() } else { input.pick(&SERVER_NAMES).as_bytes() }
 }
 
 fn action(input: &mut Input<'_>) -> Action {
@@ -75,7 +75,7 @@ fn route(input: &mut Input<'_>) -> Route {
         source: list(input, 2, prefix),
         destination: list(input, 3, prefix),
         destination_ports: list(input, 3, |input| input.pick(&PORTS)),
-        sni: list(input, 3, |input| input.pick(&NAMES).to_owned()),
+        sni: list(input, 3, |input| input.pick(&PATTERNS).to_owned()),
         target: if input.one_in(3) {
             Target::Action(action(input))
         } else {

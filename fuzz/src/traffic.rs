@@ -18,7 +18,7 @@ pub enum Call {
 }
 
 /// A connection as the host presents it.
-pub struct Shown<'a> {
+pub struct Presented<'a> {
     /// The source, if it is readable.
     pub source: Option<SocketAddr>,
     /// The destination, if it is readable.
@@ -36,7 +36,7 @@ const WARN: u32 = 3;
 
 /// Returns the action and the calls of a filter with this configuration. `counters` are the counters that the host has defined.
 #[must_use]
-pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Action, Vec<Call>) {
+pub fn expected(model: &Model, counters: &[String], shown: &Presented<'_>) -> (Action, Vec<Call>) {
     let mut calls = Vec::new();
     let count = |calls: &mut Vec<Call>, name: String| {
         if counters.contains(&name) {
@@ -44,7 +44,7 @@ pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Actio
         }
     };
     let mut is_error = false;
-    let end = match model.decide(shown.source, shown.destination, shown.server_name) {
+    let decided = match model.decide(shown.source, shown.destination, shown.server_name) {
         Verdict::Action(action) => Some(action),
         Verdict::Unreadable => {
             is_error = true;
@@ -65,7 +65,7 @@ pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Actio
             }
         }
     };
-    match end {
+    match decided {
         None => {}
         Some(Action::Continue) => count(&mut calls, "sluice.continued".to_owned()),
         Some(Action::Deny) => {
@@ -78,7 +78,7 @@ pub fn expected(model: &Model, counters: &[String], shown: &Shown<'_>) -> (Actio
     if is_error || shown.debug {
         calls.push(Call::Log(if is_error { WARN } else { DEBUG }));
     }
-    let action = end.filter(|_| !model.observes).unwrap_or(Action::Continue);
+    let action = decided.filter(|_| !model.observes).unwrap_or(Action::Continue);
     if action == Action::Deny {
         calls.push(Call::Close);
     }

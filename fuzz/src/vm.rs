@@ -50,7 +50,7 @@ pub struct Host {
     /// The status of the query for the log level, and the level.
     pub level: (u32, u32),
     /// The status of calls whose status the module ignores.
-    pub statuses: u32,
+    pub ignored_status: u32,
     /// One bit for each counter of a configuration, which is set if the counter is refused. The last bit is for all further
     /// counters.
     pub refused: u8,
@@ -59,7 +59,7 @@ pub struct Host {
     /// The recorded calls.
     pub calls: Vec<Call>,
     /// The number of counters that the current call has tried to define.
-    asked: u32,
+    attempted: u32,
     limits: StoreLimits,
 }
 
@@ -105,7 +105,7 @@ impl Vm {
 
     /// Calls an export. Returns its result, or 0 if it has none.
     pub fn call(&mut self, export: &str, arguments: &[u32]) -> u32 {
-        self.host().asked = 0;
+        self.host().attempted = 0;
         let function = self.instance.get_func(&self.store, export).unwrap();
         let arguments: Vec<Val> = arguments.iter().map(|&argument| Val::I32(argument.cast_signed())).collect();
         let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
@@ -126,7 +126,7 @@ fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::Error> {
     linker.func_wrap("env", "proxy_log", |mut caller: Context<'_>, level: u32, data: u32, size: u32| {
         check_line(&read(&caller, data, size));
         caller.data_mut().calls.push(Call::Log(level));
-        caller.data().statuses
+        caller.data().ignored_status
     })?;
     linker.func_wrap("env", "proxy_get_log_level", |mut caller: Context<'_>, to: u32| {
         let (status, level) = caller.data().level;
@@ -180,8 +180,8 @@ fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::Error> {
             let host = caller.data_mut();
             let id = host.counters.len() as u32;
             host.counters.push(name);
-            let refused = u32::from(host.refused >> host.asked.min(7) & 1);
-            host.asked += 1;
+            let refused = u32::from(host.refused >> host.attempted.min(7) & 1);
+            host.attempted += 1;
             write(&mut caller, to, &id.to_le_bytes());
             refused
         },
@@ -190,12 +190,12 @@ fn define(linker: &mut Linker<Host>) -> Result<(), wasmi::Error> {
         assert_eq!(by, 1);
         let host = caller.data_mut();
         host.calls.push(Call::Count(host.counters[id as usize].clone()));
-        host.statuses
+        host.ignored_status
     })?;
     linker.func_wrap("env", "proxy_close_stream", |mut caller: Context<'_>, stream: u32| {
         assert_eq!(stream, 2);
         caller.data_mut().calls.push(Call::Close);
-        caller.data().statuses
+        caller.data().ignored_status
     })?;
     Ok(())
 }

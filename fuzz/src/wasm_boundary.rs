@@ -8,7 +8,7 @@ use crate::{
     input::Input,
     model::{Action, Model},
     scenario::{address, model, server_name},
-    traffic::{Call, Shown, as_text, counters, expected},
+    traffic::{Call, Presented, as_text, counters, expected},
     vm::{Answer, Vm},
 };
 use sluice::config::MAX_SIZE;
@@ -126,7 +126,7 @@ fn connect(input: &mut Input<'_>, vm: &mut Vm, stream: u32, root: Option<&Root>)
     let level = (u32::from(input.one_in(8)), input.byte() % 6);
     let read = |answer: &Answer| crate::address::by_std(&answer.bytes()?);
     let server_name = name.bytes().unwrap_or_default();
-    let shown = Shown {
+    let shown = Presented {
         source: read(&source),
         destination: read(&destination),
         server_name: &server_name,
@@ -140,7 +140,7 @@ fn connect(input: &mut Input<'_>, vm: &mut Vm, stream: u32, root: Option<&Root>)
     let host = vm.host();
     host.calls.clear();
     host.level = (level.0, level.1.into());
-    host.statuses = u32::from(input.byte());
+    host.ignored_status = u32::from(input.byte());
     (host.source, host.destination, host.server_name, host.result) = (source, destination, name, result);
     assert_eq!(vm.call("proxy_on_new_connection", &[stream]), u32::from(action == Action::Deny));
     assert_eq!(vm.host().calls, calls);

@@ -4,7 +4,7 @@ use super::*;
 use crate::host::recording::{Call, Recording};
 use std::{borrow::ToOwned, format, string::String, vec};
 
-const OTHER_ROUTES: &str = r#"{"routes": [
+const ALL_TARGETS: &str = r#"{"routes": [
     {"match": {"source": ["10.9.0.0/16"]}, "action": "deny"},
     {"match": {"source": ["10.8.0.0/16"]}, "action": "continue"},
     {"clusters": ["a", "b"]}], "otherwise": "deny"}"#;
@@ -50,21 +50,21 @@ fn each_decision_reads_counts_and_closes_in_this_order() {
     for (case, configuration, connection, expected, calls) in [
         (
             "routed",
-            OTHER_ROUTES,
+            ALL_TARGETS,
             recording("10.0.0.3:1", "", ""),
             Action::Continue,
             vec![Call::Source, overriding("b"), count("routed.b"), debug.clone()],
         ),
         (
             "denied by a route",
-            OTHER_ROUTES,
+            ALL_TARGETS,
             recording("10.9.0.3:1", "", ""),
             Action::Deny,
             vec![Call::Source, count("denied"), overriding(DENIED), debug.clone(), Call::Close],
         ),
         (
             "continued by a route",
-            OTHER_ROUTES,
+            ALL_TARGETS,
             recording("10.8.0.3:1", "", ""),
             Action::Continue,
             vec![Call::Source, count("continued"), debug.clone()],
@@ -103,7 +103,7 @@ fn decisions_are_logged_at_debug_level() {
         ("10.9.0.2:1", "source.address \"10.9.0.2:1\": connection closed", 1),
     ] {
         let connection = Recording { debug: true, ..recording(source, "", "") };
-        let filter = load(&connection, OTHER_ROUTES).unwrap();
+        let filter = load(&connection, ALL_TARGETS).unwrap();
         connection.take_calls();
         on_new_connection(Some(&*filter), &connection);
         let calls = connection.take_calls();
@@ -163,7 +163,7 @@ fn errors_are_counted_and_logged_and_follow_on_error() {
 #[test]
 fn counters_are_defined_at_load_for_each_cluster_and_outcome() {
     let host = Recording::default();
-    load(&host, OTHER_ROUTES).unwrap();
+    load(&host, ALL_TARGETS).unwrap();
     let names = ["routed.a", "routed.b", "continued", "denied", "unreadable", "host_errors"];
     assert_eq!(host.take_calls(), names.map(|name| Call::Define(format!("sluice.{name}"))));
 }
@@ -171,7 +171,7 @@ fn counters_are_defined_at_load_for_each_cluster_and_outcome() {
 #[test]
 fn refused_counters_are_logged_and_change_no_decision() {
     let connection = Recording { counter_failure: Some(Status(2)), ..recording("10.9.0.2:1", "", "") };
-    let filter = load(&connection, OTHER_ROUTES).unwrap();
+    let filter = load(&connection, ALL_TARGETS).unwrap();
     let calls = connection.take_calls();
     assert_eq!(calls.len(), 12);
     let line = "cannot define the counter \"sluice.routed.a\" (host status 2)";
@@ -215,7 +215,7 @@ fn without_a_configuration_a_connection_is_closed() {
 }
 
 #[test]
-fn presets_on_an_unreadable_source() {
+fn presets_apply_on_error_to_an_unreadable_source() {
     for (preset, expected) in [("", Action::Continue), ("standalone", Action::Continue), ("istio", Action::Deny)] {
         let connection = recording("/run/app.sock", "192.0.2.1:80", "");
         let filter = load(&connection, preset).unwrap();
@@ -236,7 +236,7 @@ fn long_addresses_are_cut_in_the_log() {
 
 #[test]
 fn in_mode_observe_decisions_are_counted_and_logged_but_not_applied() {
-    let routes = OTHER_ROUTES.replace(r#""otherwise": "deny"}"#, r#""otherwise": "deny", "mode": "observe"}"#);
+    let routes = ALL_TARGETS.replace(r#""otherwise": "deny"}"#, r#""otherwise": "deny", "mode": "observe"}"#);
     let warning = log(Level::Warn, "mode is observe: decisions are not applied");
     for (source, counter, line) in [
         ("10.0.0.3:1", "routed.b", "source.address \"10.0.0.3:1\" is routed to \"b\" (not applied)"),
@@ -263,6 +263,6 @@ fn in_mode_observe_decisions_are_counted_and_logged_but_not_applied() {
 #[test]
 fn in_mode_enforce_nothing_is_logged_at_start() {
     let host = Recording::default();
-    load(&host, OTHER_ROUTES).unwrap();
+    load(&host, ALL_TARGETS).unwrap();
     assert!(!host.take_calls().iter().any(|call| matches!(call, Call::Log(..))));
 }

@@ -17,8 +17,8 @@ use tests::{memory_grow, memory_size};
 struct Allocator {
     /// The first free block of each size, by the binary logarithm of the size. Each block holds the address of the next.
     free: [Cell<*mut u8>; 32],
-    /// The start of the memory that was never allocated. A pointer, because the compiler does not know the address, which is
-    /// outside of every Rust object.
+    /// The start of the memory that was never allocated. A pointer and not a `usize`, because it is `__heap_base` at first, whose
+    /// address only the linker knows.
     unused: Cell<*const u8>,
 }
 

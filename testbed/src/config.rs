@@ -65,8 +65,8 @@ impl Config {
             filter[0].to_owned(),
             format!("{indent}\"@type\": {DYNAMIC_MODULE}"),
             // The comments are those of the shipped files, which a test compares with this text.
-            format!("{indent}# Envoy looks for libsluice.so in the folder that {SEARCH_PATH} names. With the"),
-            format!("{indent}# namespace of Wasm's counters, the counters have the same names."),
+            format!("{indent}# Envoy looks for libsluice.so in the folder that {SEARCH_PATH} names."),
+            format!("{indent}# metrics_namespace gives the counters the same names as with Wasm."),
             format!("{indent}dynamic_module_config: {{ name: {name}, metrics_namespace: wasmcustom }}"),
             format!("{indent}filter_name: sluice"),
         ];
@@ -141,7 +141,7 @@ pub fn table_of(routes: usize) -> String {
 }
 
 /// Returns a configuration whose `clusters` lists contain `entries` entries in total, which repeat `names` names. New names
-/// occur in descending order, which is the slowest order for a parser that sorts them.
+/// occur in descending order, the slowest one for a parser that would sort them.
 #[must_use]
 pub fn table_of_clusters(names: usize, entries: usize) -> String {
     let entry = |index: usize| format!(r#""cluster-{:04}""#, names - 1 - index % names);

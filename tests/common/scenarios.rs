@@ -36,7 +36,7 @@ pub const SCENARIOS: &[Scenario<'static>] = &[
         ],
     },
     Scenario {
-        name: "the example of the README",
+        name: "the example of docs/configuration.md",
         config: include_str!("../data/example.json"),
         connections: &[
             ("10.1.0.3:1", "198.51.100.7:80", "a.example.com", Cluster("egress1")),

@@ -43,11 +43,16 @@ impl<'a> Compose<'a> {
         Self::new(program, module).start()
     }
 
-    /// Starts all services, those of this file too.
-    pub fn up_with(program: &'a [&'a str], overlay: &'a str) -> Result<Self> {
+    /// Adds another file to `compose.yaml`. Starts no service.
+    pub fn with(program: &'a [&'a str], overlay: &'a str) -> Self {
         let mut compose = Self::new(program, Module::Wasm);
         compose.overlay = Some(overlay);
-        compose.start()
+        compose
+    }
+
+    /// Starts all services, those of this file too.
+    pub fn up_with(program: &'a [&'a str], overlay: &'a str) -> Result<Self> {
+        Self::with(program, overlay).start()
     }
 
     fn start(self) -> Result<Self> {

@@ -23,18 +23,29 @@ macro_rules! tests {
         }
 
         #[test]
-        fn destination_routers_and_counters_agree_about_each_connection() -> anyhow::Result<()> {
-            crate::scenarios::destination_routers_and_counters_agree_about_each_connection(&$program, Module::Wasm)
+        fn the_destination_the_routers_and_the_counters_agree_about_each_connection() -> anyhow::Result<()> {
+            crate::scenarios::the_destination_the_routers_and_the_counters_agree_about_each_connection(
+                &$program,
+                Module::Wasm,
+            )
         }
 
         #[test]
-        fn destination_routers_and_counters_agree_with_the_native_module() -> anyhow::Result<()> {
-            crate::scenarios::destination_routers_and_counters_agree_about_each_connection(&$program, Module::Native)
+        fn the_destination_the_routers_and_the_counters_agree_with_the_native_module() -> anyhow::Result<()> {
+            crate::scenarios::the_destination_the_routers_and_the_counters_agree_about_each_connection(
+                &$program,
+                Module::Native,
+            )
         }
 
         #[test]
         fn a_stopped_router_is_replaced_by_the_second_one() -> anyhow::Result<()> {
             crate::scenarios::a_stopped_router_is_replaced_by_the_second_one(&$program)
+        }
+
+        #[test]
+        fn the_file_with_prometheus_is_valid() -> anyhow::Result<()> {
+            crate::scenarios::the_file_with_prometheus_is_valid(&$program)
         }
 
         #[test]

@@ -81,7 +81,10 @@ fn masked(line: &str) -> String {
     json.to_string()
 }
 
-pub fn destination_routers_and_counters_agree_about_each_connection(program: &[&str], module: Module) -> Result<()> {
+pub fn the_destination_the_routers_and_the_counters_agree_about_each_connection(
+    program: &[&str],
+    module: Module,
+) -> Result<()> {
     let compose = Compose::up(program, module)?;
     for _ in 0..3 {
         let output = compose.inside("application", "curl --silent --max-time 20 http://198.51.100.80")?;
@@ -143,6 +146,13 @@ pub fn a_stopped_router_is_replaced_by_the_second_one(program: &[&str]) -> Resul
     compose.call(&["start", "egress-router2"])?;
     let again = "curl --silent --max-time 20 --retry 20 --retry-all-errors http://[2001:db8::80]";
     assert_eq!(compose.inside("application", again)?, "source=2001:db8::22 destination=2001:db8::80 port=80\n");
+    Ok(())
+}
+
+pub fn the_file_with_prometheus_is_valid(program: &[&str]) -> Result<()> {
+    let compose = Compose::with(program, "compose.prometheus.yaml");
+    let services = compose.call(&["--profile", "prometheus", "config", "--services"])?;
+    assert!(services.lines().any(|service| service == "prometheus"), "{services}");
     Ok(())
 }
 

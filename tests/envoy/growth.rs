@@ -1,4 +1,5 @@
-//! Compares the memory growth of an Envoy with the native module, over many connections and replacements, with a plain one's.
+//! Checks that the memory of an Envoy with the native module grows no more than without it, over many connections and
+//! replacements.
 
 use crate::{
     proxy::scenario_envoy,

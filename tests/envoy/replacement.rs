@@ -15,7 +15,7 @@ use std::{
 };
 use testbed::{Config, Envoy, Module, Watching, connect, envoy, for_each_module};
 
-for_each_module!(replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing);
+for_each_module!(replacing_a_table_under_load_loses_no_connection_and_a_rejected_table_changes_nothing);
 
 /// Starts Envoy with this module and table. Its listener is in a file that it watches.
 pub fn watching(module: &Path, table: &str) -> Result<Watching> {
@@ -81,7 +81,7 @@ fn await_cluster(ask: impl Fn() -> Result<String>, cluster: &str) -> Result<()> 
     Ok(())
 }
 
-fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_one_changes_nothing(module: Module) -> Result<()> {
+fn replacing_a_table_under_load_loses_no_connection_and_a_rejected_table_changes_nothing(module: Module) -> Result<()> {
     const REPLACEMENTS: u64 = 100;
     let watching = watching(&module.path()?, &table("egress1"))?;
     let (envoy, ask) = (&watching.envoy, asker(&watching)?);

@@ -23,7 +23,8 @@ pub const ECHO: u16 = 7;
 /// Both sides send a stream, half-close, and read the stream of the other side.
 pub const STREAMS: u16 = 9;
 
-/// The connections that a destination received: the port, the address of the peer, and the bytes that the peer sent.
+/// The connections that a destination received: the port, the address of the peer, and the bytes that the peer sent. For [`TLS`],
+/// the server name precedes them; for [`STREAMS`], their hash replaces them.
 pub type Received = Arc<Mutex<Vec<(u16, IpAddr, Vec<u8>)>>>;
 
 /// Starts the servers of a destination on all addresses of this host. Returns the received connections and the certificate.
@@ -67,7 +68,7 @@ fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves one client of this port until it disconnects. Returns the bytes that it sent.
+/// Serves one client of this port until it disconnects. Returns what [`Received`] records about its bytes.
 fn converse(port: u16, mut client: TcpStream, tls: &Arc<ServerConfig>) -> Result<Vec<u8>> {
     let mut sent = Vec::new();
     match port {

@@ -128,8 +128,8 @@ fn succeeds(pod: &Host, user: u32, script: &str) -> Result<bool> {
     Ok(command.args(["timeout", "3", "bash", "-c", script]).output()?.status.success())
 }
 
-/// Ways around the sidecar, as user and script, that only the rules of the redirection close.
-const AROUND: [(&str, u32, &str); 8] = [
+/// Attempts to bypass the sidecar, as name, user and script. Only the rules of the redirection prevent them.
+const BYPASSES: [(&str, u32, &str); 8] = [
     ("user 1337 to the destination", 1337, "exec 3<>/dev/tcp/198.51.100.7/25"),
     ("user 1337 to the destination by IPv6", 1337, "exec 3<>/dev/tcp/2001:db8::7/25"),
     ("user 1337 to a router's port that does not belong to a tenant", 1337, "exec 3<>/dev/tcp/10.1.0.21/25"),
@@ -147,7 +147,7 @@ s.settimeout(1)
 s.sendto(bytes([8, 0, 0, 0, 0, 0, 0, 1]), (\"198.51.100.7\", 0))
 s.recv(64)'";
 
-/// The destination's sockets for the datagrams of `AROUND`.
+/// The destination's sockets for the datagrams of `BYPASSES`.
 fn udp_sockets(destination: &Host) -> Result<Vec<UdpSocket>> {
     let bind = |port| -> Result<UdpSocket> {
         let socket = destination.run(|| UdpSocket::bind(("0.0.0.0", port)))?;
@@ -174,12 +174,12 @@ fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
         ("list the folder of the key", format!("ls {}", topology.certificates.of("client").display())),
         ("read the authority's key", format!("cat {}/*", topology.certificates.of("authority").display())),
         ("the usual port of an admin interface", "exec 3<>/dev/tcp/127.0.0.1/9901".to_owned()),
-        ("the socket of the admin interface", format!("curl --silent --fail --unix-socket {admin} http://a/stats")),
+        ("the socket of the admin interface", format!("[ -w {admin} ]")),
     ];
     for (way, script) in &ways {
         assert!(!succeeds(pod, 1000, script)?, "{way}");
     }
-    for (way, user, script) in AROUND {
+    for (way, user, script) in BYPASSES {
         assert!(!succeeds(pod, user, script)?, "{way}");
     }
     for socket in sockets {
@@ -204,7 +204,7 @@ fn an_application_cannot_bypass_its_sidecar(module: Module) -> Result<()> {
     Ok(())
 }
 
-/// A control for the test above: without the rules of the redirection, all attempts of `AROUND` succeed.
+/// A control for the test above: without the rules of the redirection, all attempts of `BYPASSES` succeed.
 #[test]
 fn without_the_redirection_user_1337_and_udp_pass() -> Result<()> {
     let network = Network::new()?;
@@ -215,14 +215,14 @@ fn without_the_redirection_user_1337_and_udp_pass() -> Result<()> {
     let _ports = [25, 8083].map(|port| router.run(|| TcpListener::bind(("0.0.0.0", port))));
     let sockets = udp_sockets(&destination)?;
     allow_echo_requests(&pod)?;
-    for (way, user, script) in AROUND {
+    for (way, user, script) in BYPASSES {
         assert!(succeeds(&pod, user, script)?, "{way}");
     }
     for socket in &sockets {
         socket.recv(&mut [0; 16]).context("no UDP datagram arrived at the destination")?;
     }
     redirect(&pod)?;
-    for (way, user, script) in AROUND {
+    for (way, user, script) in BYPASSES {
         assert!(!succeeds(&pod, user, script)?, "{way}");
     }
     Ok(())

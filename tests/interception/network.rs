@@ -44,7 +44,7 @@ pub struct RouterNetwork {
     pub client: Arc<ClientConfig>,
 }
 
-/// The addresses of a host whose servers send first: public addresses, metadata services, and private addresses.
+/// The addresses of the host with the servers: public addresses, metadata services, and private addresses.
 pub const SERVERS: [&str; 10] = [
     "198.51.100.7/32",
     "2001:db8::7/128",

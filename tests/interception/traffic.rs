@@ -50,8 +50,8 @@ fn answers_after_immediate_half_close(topology: &Topology, clients: u64) -> Resu
     Ok(answered)
 }
 
-/// Envoy drops a connection whose client half-closes while a listener filter waits for bytes. The header is followed by TLS, so
-/// that the sidecar does not half-close before the handshake.
+/// Envoy drops a connection whose client half-closes while a listener filter, such as the router's for the PROXY header, waits for
+/// bytes. The sidecar sends TLS after the header, so it passes on the half-close only after the handshake.
 fn a_client_that_half_closes_at_once_is_answered(module: Module) -> Result<()> {
     let topology = Topology::new(module)?;
     assert_eq!(answers_after_immediate_half_close(&topology, 200)?, 200);

@@ -4,7 +4,7 @@ use crate::{
     cluster::{Cluster, on_cluster},
     conversations, outside,
     pod::{self, Pod, list, with_applied},
-    sidecar::admin,
+    sidecar_admin::admin,
 };
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -68,7 +68,7 @@ pub fn chains(cluster: &Cluster, client: &Pod) -> Result<String> {
     Ok(listeners.into_iter().map(|(name, lines)| format!("{name}\n{lines}")).collect())
 }
 
-/// Returns the expected chains with the shipped manifests.
+/// Returns the chains that the shipped manifests must produce.
 pub fn golden() -> Result<String> {
     Ok(fs::read_to_string(testbed::root().join("tests/data/kubernetes/chains"))?)
 }
@@ -96,7 +96,7 @@ pub fn with_manifests(cluster: &Cluster, manifests: &str, test: impl FnOnce() ->
 }
 
 #[test]
-fn with_registry_only_sluice_still_routes_connections() -> Result<()> {
+fn sluice_still_routes_connections_in_the_mode_registry_only() -> Result<()> {
     on_cluster(|cluster| {
         with_sidecar(cluster, "{ outboundTrafficPolicy: { mode: REGISTRY_ONLY } }", || {
             for client in &cluster.clients {
@@ -117,14 +117,14 @@ fn with_registry_only_sluice_still_routes_connections() -> Result<()> {
 }
 
 #[test]
-fn when_a_sidecar_resource_hides_the_routers_connections_fail_and_verify_reports_it() -> Result<()> {
+fn connections_fail_and_verify_reports_it_if_a_sidecar_resource_hides_the_routers() -> Result<()> {
     on_cluster(|cluster| {
         with_sidecar(cluster, "{ egress: [{ hosts: [istio-system/*] }] }", || {
             cluster.eventually("verify to report the hidden routers", |_| {
                 let (right, shown) = cluster.verify(None)?;
                 let what = "there is no cluster outbound|8080||egress-router1.egress-routers.svc.cluster.local";
-                let told = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
-                ensure!(!right && told == cluster.clients.len(), "{shown}");
+                let count = shown.lines().filter(|line| line.starts_with("WRONG: ") && line.contains(what)).count();
+                ensure!(!right && count == cluster.clients.len(), "{shown}");
                 Ok(())
             })?;
             for (port, says) in conversations()? {

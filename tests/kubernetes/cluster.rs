@@ -3,7 +3,7 @@
 use crate::{
     keeper,
     pod::{DEADLINE, Pod, list},
-    server::{self, First},
+    server::{self, Protocol},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
@@ -87,7 +87,7 @@ pub struct Cluster {
     /// The cluster's own folder, which is removed with it.
     pub folder: PathBuf,
     tools: PathBuf,
-    /// The network around the nodes: the control plane, the registries and the hosts outside.
+    /// The network around the nodes: the control plane, the registries and the host outside.
     pub outside: Host,
     /// Holds the write end of the supervisor's input. The cluster is removed when this end is closed.
     _supervisor: Child,
@@ -159,9 +159,13 @@ impl Cluster {
                 .kubectl(&["apply", "--validate=strict", "--filename", "tests/data/kubernetes/telemetry.yaml"])
                 .map(drop)
         })?;
-        for (port, first) in
-            [(443, First::Client), (80, First::Client), (25, First::Server), (5432, First::Client), (7, First::Echo)]
-        {
+        for (port, first) in [
+            (443, Protocol::ClientFirst),
+            (80, Protocol::ClientFirst),
+            (25, Protocol::ServerFirst),
+            (5432, Protocol::ClientFirst),
+            (7, Protocol::Echo),
+        ] {
             server::start(&cluster.outside, port, first)?;
         }
         for address in OUTSIDE {
@@ -268,8 +272,8 @@ impl Cluster {
         let writer = thread::spawn(move || stdin.write_all(input.as_bytes()));
         let output = process.wait_with_output()?;
         _ = writer.join(); // fails if the program has ended without reading all of its input
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{tool} {}: {}: {said}", arguments.join(" "), output.status);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{tool} {}: {}: {stderr}", arguments.join(" "), output.status);
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -325,9 +329,10 @@ impl Cluster {
     /// Runs `make oci-push` and returns the reference that it prints.
     fn push_shipped(&self) -> Result<String> {
         let output = self.task(&["oci-push", &format!("{REGISTRY}/sluice:shipped")])?.output()?;
-        let (said, why) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
-        let reference = said.lines().find(|line| line.starts_with("oci://") && !line.contains("-compat"));
-        Ok(reference.with_context(|| format!("{}: {said}{why}", output.status))?.to_owned())
+        let (stdout, stderr) =
+            (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
+        let reference = stdout.lines().find(|line| line.starts_with("oci://") && !line.contains("-compat"));
+        Ok(reference.with_context(|| format!("{}: {stdout}{stderr}", output.status))?.to_owned())
     }
 
     /// Pushes a copy of the shipped module with another digest, due to a custom section, and returns its reference.
@@ -361,8 +366,8 @@ impl Cluster {
         let arguments: Vec<&str> = ["verify"].into_iter().chain(to).collect();
         let mut command = self.task(&arguments)?;
         let output = command.env("MANIFESTS", &self.manifests).envs(variables.iter().copied()).output()?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.success(), String::from_utf8(said)?))
+        let printed = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8(printed)?))
     }
 
     /// Returns a command that runs a task of xtask outside the cluster, with the cluster's tools first in PATH.

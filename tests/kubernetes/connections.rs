@@ -8,7 +8,7 @@ use crate::{
     outside,
     pod::Pod,
     server,
-    sidecar::{admin, extension, stats},
+    sidecar_admin::{admin, extension, stats},
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -21,7 +21,7 @@ use std::{
 fn connections_take_the_router_of_their_source() -> Result<()> {
     on_cluster(|cluster| {
         let mut table = format!("{:<17}  {:<20}  {:<14}  destination seen\n", "source", "destination", "egress router");
-        let mut told = Vec::new();
+        let mut connections = Vec::new();
         for client in &cluster.clients {
             for family in [0, 1] {
                 for (port, says) in conversations()? {
@@ -29,7 +29,7 @@ fn connections_take_the_router_of_their_source() -> Result<()> {
                     let seen = cluster.expect_routed(client, to, &says)?;
                     let egress = cluster.router(seen.from)?;
                     writeln!(table, "{:<17}  {to:<20}  {egress:<14}  {}", client.source(to.ip()).to_string(), seen.to)?;
-                    told.push((egress, client.source(to.ip()), to));
+                    connections.push((egress, client.source(to.ip()), to));
                 }
             }
         }
@@ -40,7 +40,7 @@ fn connections_take_the_router_of_their_source() -> Result<()> {
             for router in cluster.routers()? {
                 logs.push((router.app().to_owned(), router.entries(cluster, "envoy")?));
             }
-            for (egress, source, destination) in &told {
+            for (egress, source, destination) in &connections {
                 let identity = "spiffe://cluster.local/ns/default/sa/client";
                 let entry = |entry: &Value| {
                     address(&entry["source"]) == Some(*source)
@@ -56,7 +56,7 @@ fn connections_take_the_router_of_their_source() -> Result<()> {
             for client in &cluster.clients {
                 let entries = client.entries(cluster, "istio-proxy")?;
                 for (egress, source, destination) in
-                    told.iter().filter(|(_, source, _)| client.addresses.contains(source))
+                    connections.iter().filter(|(_, source, _)| client.addresses.contains(source))
                 {
                     let router = format!("spiffe://cluster.local/ns/egress-routers/sa/{egress}");
                     let entry = |entry: &Value| {
@@ -100,8 +100,9 @@ fn connections_within_the_mesh_are_not_routed() -> Result<()> {
                 let seen = server::ask(&client.host, to, &say).with_context(|| format!("{} → {to}", client.name))?;
                 ensure!((seen.from, seen.to.port()) == (here, to.port()), "{} → {to}: {seen:?}", client.name);
             }
-            let said = cluster.kubectl_from(&client.host, &["--server=https://10.96.0.1", "get", "--raw=/version"])?;
-            ensure!(said.contains("gitVersion"), "unexpected answer of the API server: {said:?}");
+            let answer =
+                cluster.kubectl_from(&client.host, &["--server=https://10.96.0.1", "get", "--raw=/version"])?;
+            ensure!(answer.contains("gitVersion"), "unexpected answer of the API server: {answer:?}");
             let api = "outbound|443||kubernetes.default.svc.cluster.local::";
             let clusters = admin(client, "/clusters")?;
             let took = |line: &str| line.starts_with(api) && line.contains("::cx_total::") && !line.ends_with("::0");

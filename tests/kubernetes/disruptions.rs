@@ -31,7 +31,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    fn hear(&mut self, event: &Value) {
+    fn update(&mut self, event: &Value) {
         let pod = &event["object"];
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         let app = pod["metadata"]["labels"]["app"].as_str().unwrap_or_default();
@@ -59,10 +59,10 @@ pub fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Resul
     let events = watcher.stdout.take().context("kubectl has no pipe")?;
     let (complete, begins) = mpsc::channel();
     thread::scope(|scope| {
-        let heard = scope.spawn(move || {
+        let watched = scope.spawn(move || {
             let mut watched = Watched::default();
             for event in serde_json::Deserializer::from_reader(events).into_iter::<Value>().flatten() {
-                watched.hear(&event);
+                watched.update(&event);
                 if watched.fewest.is_some() {
                     _ = complete.send(()); // the receiver waits for the first message only
                 }
@@ -74,15 +74,15 @@ pub fn watching<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Resul
         thread::sleep(Duration::from_secs(1)); // until the last events have arrived
         watcher.kill()?;
         watcher.wait()?;
-        Ok((heard.join().expect("a thread panicked"), done?))
+        Ok((watched.join().expect("a thread panicked"), done?))
     })
 }
 
 /// A connection of the load: its source, its start and its result.
-pub type Tried = (IpAddr, Instant, Result<Seen>);
+pub type Outcome = (IpAddr, Instant, Result<Seen>);
 
 /// Connects continuously from these clients, in both address families, during `work`.
-pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Result<(Vec<Tried>, T)> {
+pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Result<(Vec<Outcome>, T)> {
     let (hello, ended) = (client_hello("a.example.com")?, AtomicBool::new(false));
     thread::scope(|scope| {
         let load: Vec<_> = clients
@@ -91,12 +91,12 @@ pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Resul
             .map(|(client, to)| {
                 let (hello, ended) = (&hello, &ended);
                 scope.spawn(move || {
-                    let mut tried = Vec::new();
+                    let mut attempts = Vec::new();
                     while !ended.load(Ordering::Relaxed) {
-                        tried.push((client.source(to.ip()), Instant::now(), server::ask(&client.host, to, hello)));
+                        attempts.push((client.source(to.ip()), Instant::now(), server::ask(&client.host, to, hello)));
                         thread::sleep(Duration::from_millis(20));
                     }
-                    tried
+                    attempts
                 })
             })
             .collect();
@@ -104,24 +104,24 @@ pub fn under_load<T>(clients: &[Pod], work: impl FnOnce() -> Result<T>) -> Resul
         let done = work();
         thread::sleep(Duration::from_secs(2));
         ended.store(true, Ordering::Relaxed);
-        let tried = load.into_iter().flat_map(|thread| thread.join().expect("a thread panicked")).collect();
-        Ok((tried, done?))
+        let attempts = load.into_iter().flat_map(|thread| thread.join().expect("a thread panicked")).collect();
+        Ok((attempts, done?))
     })
 }
 
 /// Prints the results of the load. Expects that no connection was lost, that each went through the router of its source, and that
 /// no client waited longer than `longest` for its next answer.
-pub fn judge(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<()> {
-    let lost = count_lost(what, tried, watched, longest)?;
+pub fn expect_no_loss(what: &str, attempts: &[Outcome], watched: &Watched, longest: Duration) -> Result<()> {
+    let lost = count_lost(what, attempts, watched, longest)?;
     ensure!(lost == 0, "{what}: {lost} lost");
     Ok(())
 }
 
-/// Like [`judge`], for a disruption that may lose connections. Returns the number of lost ones.
-pub fn count_lost(what: &str, tried: &[Tried], watched: &Watched, longest: Duration) -> Result<usize> {
+/// Like [`expect_no_loss`], for a disruption that may lose connections. Returns the number of lost ones.
+pub fn count_lost(what: &str, attempts: &[Outcome], watched: &Watched, longest: Duration) -> Result<usize> {
     let mut gaps: BTreeMap<IpAddr, (Instant, Duration)> = BTreeMap::new();
     let (mut lost, mut misrouted) = (BTreeMap::<String, usize>::new(), Vec::new());
-    for (source, began, seen) in tried {
+    for (source, began, seen) in attempts {
         match seen {
             Ok(seen) => {
                 let (last, gap) = gaps.entry(*source).or_insert((*began, Duration::ZERO));
@@ -133,7 +133,7 @@ pub fn count_lost(what: &str, tried: &[Tried], watched: &Watched, longest: Durat
             Err(error) => *lost.entry(format!("{error:#}")).or_default() += 1,
         }
     }
-    let (opened, missed) = (tried.len(), lost.values().sum::<usize>());
+    let (opened, missed) = (attempts.len(), lost.values().sum::<usize>());
     let gap = gaps.values().map(|(_, gap)| *gap).max().context("no connection was answered")?;
     println!(
         "{what}: {opened} opened, {} answered, {missed} lost {lost:?}, {} misrouted",
@@ -204,8 +204,8 @@ fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<(
             })?;
             let refused =
                 format!("{:#}", refused.err().with_context(|| format!("both pods of {router} were evicted"))?);
-            for told in ["(TooManyRequests)", "would violate the pod's disruption budget"] {
-                ensure!(refused.contains(told), "expected {told:?} in: {refused}");
+            for expected in ["(TooManyRequests)", "would violate the pod's disruption budget"] {
+                ensure!(refused.contains(expected), "expected {expected:?} in: {refused}");
             }
             ensure!(budget["status"]["disruptionsAllowed"] == 0, "{budget}");
             ensure!(watched.fewest == Some(1), "{:?}", watched.ready);
@@ -221,8 +221,8 @@ fn the_eviction_that_would_leave_a_router_without_a_pod_is_refused() -> Result<(
 fn a_rolling_restart_loses_no_connection_and_spreads_the_routers() -> Result<()> {
     on_cluster(|cluster| {
         let clients = cluster.clients.clone();
-        let (watched, (tried, ())) = watching(cluster, || under_load(&clients, || restart_routers(cluster)))?;
-        judge("rolling restart", &tried, &watched, DEADLINE)?;
+        let (watched, (attempts, ())) = watching(cluster, || under_load(&clients, || restart_routers(cluster)))?;
+        expect_no_loss("rolling restart", &attempts, &watched, DEADLINE)?;
         ensure!(watched.fewest >= Some(1), "{:?}", watched.ready);
         expect_nodes(cluster, ["node1", "node2"])
     })
@@ -255,14 +255,14 @@ fn draining_a_node_moves_the_routers_to_the_other_node() -> Result<()> {
 fn drain(cluster: &Cluster, clients: &[Pod], drained: &str, left: &str) -> Result<()> {
     ensure!(!clients.is_empty(), "no client on {left}");
     let started = Instant::now();
-    let (watched, (tried, ())) = watching(cluster, || {
+    let (watched, (attempts, ())) = watching(cluster, || {
         under_load(clients, || {
             cluster.kubectl(&["drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s"])?;
             ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
         })
     })?;
     println!("drain: {drained} was drained within {:.1?}", started.elapsed());
-    judge("drain", &tried, &watched, DEADLINE)?;
+    expect_no_loss("drain", &attempts, &watched, DEADLINE)?;
     ensure!(watched.fewest == Some(1), "{:?}", watched.ready);
     expect_nodes(cluster, [left, left])?;
     for client in clients {

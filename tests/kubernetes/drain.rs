@@ -2,23 +2,23 @@
 
 use crate::{
     cluster::{Cluster, on_cluster},
-    disruptions::{count_lost, judge, under_load, watching},
+    disruptions::{count_lost, expect_no_loss, under_load, watching},
     module_delivery::{echo, exchange_ping},
     pod::{Pod, process_of},
     server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE},
+    verify::signal,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
     net::{IpAddr, TcpStream},
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 /// The duration of the routers' preStop hook, minus a margin for a loaded machine.
 const DRAIN: Duration = Duration::from_secs(25);
-/// The time at which a deleted pod has ended: after its preStop hook and before the end of its grace period.
+/// The time by which a deleted pod has ended: its preStop hook takes 30 s, and its grace period is 45 s.
 const GONE: Duration = Duration::from_secs(45);
 /// How long a client may wait for its next answer while a router ends.
 const GAP: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ fn hold(cluster: &Cluster) -> Result<Vec<Held>> {
 }
 
 /// Uses the connections until this time. Returns the number of cut connections through these pods, and of other cut ones.
-fn cut(held: &mut [Held], pods: &[Pod], until: Instant) -> (usize, usize) {
+fn count_cut(held: &mut [Held], pods: &[Pod], until: Instant) -> (usize, usize) {
     let carried = |held: &Held| pods.iter().any(|pod| pod.addresses.contains(&held.router));
     loop {
         let cut: Vec<bool> = held
@@ -80,14 +80,14 @@ fn a_terminating_router_accepts_no_new_connections_and_keeps_established_ones_wh
         let carried = held.iter().filter(|held| pods.iter().any(|pod| pod.addresses.contains(&held.router))).count();
         ensure!(carried > 0, "the pods carry no connection");
         let clients = cluster.clients.clone();
-        let (watched, (tried, ())) = watching(cluster, || {
+        let (watched, (attempts, ())) = watching(cluster, || {
             under_load(&clients, || {
                 let started = Instant::now();
                 for pod in &pods {
                     cluster.kubectl(&["delete", "pod", "--namespace", ROUTERS_NAMESPACE, "--wait=false", &pod.name])?;
                 }
-                let early = cut(&mut held, &pods, started + DRAIN);
-                let late = cut(&mut held, &pods, started + GONE);
+                let early = count_cut(&mut held, &pods, started + DRAIN);
+                let late = count_cut(&mut held, &pods, started + GONE);
                 println!(
                     "drain: {} held, {carried} through pods that end; cut until {DRAIN:?}: {early:?}, then {late:?}",
                     held.len()
@@ -100,7 +100,7 @@ fn a_terminating_router_accepts_no_new_connections_and_keeps_established_ones_wh
                 ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
             })
         })?;
-        judge("drain", &tried, &watched, GAP)
+        expect_no_loss("drain", &attempts, &watched, GAP)
     })
 }
 
@@ -116,7 +116,7 @@ fn a_changed_list_rolls_out_the_routers_without_losing_connections() -> Result<(
                 let started = Instant::now();
                 cluster.edit(LISTS, PORTS, "\"5432|5433\"")?;
                 cluster.apply()?;
-                let early = cut(&mut held, &[], started + DRAIN);
+                let early = count_cut(&mut held, &[], started + DRAIN);
                 ensure!(early == (0, 0), "connections cut within {DRAIN:?} (of these pods, of others): {early:?}");
                 ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
             })
@@ -125,9 +125,9 @@ fn a_changed_list_rolls_out_the_routers_without_losing_connections() -> Result<(
         cluster.fresh_manifests()?;
         cluster.apply()?;
         ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
-        let (watched, (tried, ())) = outcome?;
+        let (watched, (attempts, ())) = outcome?;
         ensure!(!after.iter().any(|name| before.contains(name)), "{before:?}, then {after:?}");
-        judge("changed list", &tried, &watched, GAP)
+        expect_no_loss("changed list", &attempts, &watched, GAP)
     })
 }
 
@@ -138,23 +138,22 @@ fn a_killed_router_loses_its_established_connections_and_at_most_four_new_ones()
         let mut held = hold(cluster)?;
         let pods = one_of_each(cluster)?;
         let carried = held.iter().filter(|held| pods.iter().any(|pod| pod.addresses.contains(&held.router))).count();
+        ensure!(carried > 0, "no connection goes through the pods to kill");
         let clients = cluster.clients.clone();
-        let (watched, (tried, lost)) = watching(cluster, || {
+        let (watched, (attempts, lost)) = watching(cluster, || {
             under_load(&clients, || {
                 for pod in &pods {
-                    let killed =
-                        Command::new("kill").args(["-KILL", &process_of(pod, "envoy")?.to_string()]).status()?;
-                    ensure!(killed.success(), "kill: {killed}");
+                    signal("KILL", process_of(pod, "envoy")?)?;
                 }
                 thread::sleep(Duration::from_secs(10));
-                Ok(cut(&mut held, &pods, Instant::now()))
+                Ok(count_cut(&mut held, &pods, Instant::now()))
             })
         })?;
         ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
         println!("kill -9: {} held, {carried} through killed pods, cut: {lost:?}", held.len());
         ensure!(lost == (carried, 0), "connections cut (of these pods, of others): {lost:?}, of {carried}");
         // Only connections that were being opened may be lost: at most one from each of the four clients of the load.
-        let missed = count_lost("kill -9", &tried, &watched, GAP)?;
+        let missed = count_lost("kill -9", &attempts, &watched, GAP)?;
         ensure!(missed <= 4, "{missed} lost");
         Ok(())
     })

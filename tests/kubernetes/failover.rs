@@ -61,12 +61,12 @@ fn without_its_router_a_client_is_refused_unless_failover_is_applied() -> Result
             cluster.apply_until("the failover table", |filter| filter.to_string().contains("failover|8080||"))?;
             await_router(cluster, ROUTERS[0])?;
             let clients = cluster.clients.clone();
-            let (tried, ()) = under_load(&clients, || {
+            let (attempts, ()) = under_load(&clients, || {
                 scale(cluster, ROUTERS[0], 0)?;
                 await_router(cluster, ROUTERS[1])
             })?;
-            let lost = tried.iter().filter(|(.., seen)| seen.is_err()).count();
-            println!("failover: {} opened, {lost} lost", tried.len());
+            let lost = attempts.iter().filter(|(.., seen)| seen.is_err()).count();
+            println!("failover: {} opened, {lost} lost", attempts.len());
             ensure!(lost == 0, "{lost} lost");
             scale(cluster, ROUTERS[0], 2)?;
             await_router(cluster, ROUTERS[0])

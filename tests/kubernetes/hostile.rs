@@ -22,7 +22,7 @@ use std::{
 };
 
 /// Networks whose addresses all belong to the host outside: public ones, private ones and a cloud's metadata service.
-const OUTSIDE: [&str; 8] = [
+const NETWORKS: [&str; 8] = [
     "198.51.100.128/25",
     "2001:db8::1:0/112",
     "10.88.0.64/26",
@@ -34,36 +34,36 @@ const OUTSIDE: [&str; 8] = [
 ];
 
 /// Tries all ways at the same time and prints a table. Returns the rows that differ from the expected result.
-fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Result<Vec<String>> {
+fn try_all(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Result<Vec<String>> {
     let before = server::records().len();
-    let told: Vec<String> = thread::scope(|scope| {
-        let tried: Vec<_> = ways.iter().map(|way| scope.spawn(|| (way.attempt)())).collect();
-        let told = tried.into_iter().map(|thread| thread.join().expect("a thread panicked"));
-        told.map(|told| told.unwrap_or_else(|error| format!("{error:#}")).escape_default().to_string()).collect()
+    let answers: Vec<String> = thread::scope(|scope| {
+        let attempts: Vec<_> = ways.iter().map(|way| scope.spawn(|| (way.attempt)())).collect();
+        let answers = attempts.into_iter().map(|thread| thread.join().expect("a thread panicked"));
+        answers.map(|answer| answer.unwrap_or_else(|error| format!("{error:#}")).escape_default().to_string()).collect()
     });
     thread::sleep(Duration::from_secs(1)); // for connections that are under way
     let records = server::records()[before..].to_vec();
     let mut table = format!("{:<66}  {:<14}  {:<14}  result\n", "way", "allowed router", "seen");
     let mut wrong = Vec::new();
-    for (way, told) in ways.iter().zip(&told) {
-        let at = |to: &SocketAddr| to.ip() == way.heard_at.ip() && [0, to.port()].contains(&way.heard_at.port());
-        let heard = records.iter().filter(|record| at(&record.seen.to)).map(|record| record.seen.from);
-        let from = heard.collect::<BTreeSet<IpAddr>>();
+    for (way, answer) in ways.iter().zip(&answers) {
+        let at = |to: &SocketAddr| to.ip() == way.server.ip() && [0, to.port()].contains(&way.server.port());
+        let sources = records.iter().filter(|record| at(&record.seen.to)).map(|record| record.seen.from);
+        let from = sources.collect::<BTreeSet<IpAddr>>();
         let seen = from.iter().map(|from| pods.name_of(cluster, *from)).collect::<Result<BTreeSet<_>>>()?;
-        let expected: BTreeSet<String> = way.by.into_iter().map(str::to_owned).collect();
+        let expected: BTreeSet<String> = way.router.into_iter().map(str::to_owned).collect();
         let shown = |names: &BTreeSet<String>| {
             if names.is_empty() { "-".to_owned() } else { names.iter().cloned().collect::<Vec<_>>().join(",") }
         };
-        let told = told.chars().take(70).collect::<String>();
-        let row = format!("{:<66}  {:<14}  {:<14}  {told}", way.name, shown(&expected), shown(&seen));
+        let answer = answer.chars().take(70).collect::<String>();
+        let row = format!("{:<66}  {:<14}  {:<14}  {answer}", way.name, shown(&expected), shown(&seen));
         writeln!(table, "{row}")?;
         if seen != expected {
             wrong.push(row);
         }
     }
     println!("\n{table}");
-    // As a control, every server must accept a connection. It comes from the network of the other router for this router's servers,
-    // of `pods.squatter` for the squatters' servers, and of the first router for all others.
+    // As a control, every server must accept a connection: from router 2's pod to the servers on that pod, from `pods.squatter` to
+    // the squatters' servers, and from router 1's pod to all others.
     let host = |at: SocketAddr| match at.port() {
         0 => &pods.squatter.host,
         _ if routers.pods[1].addresses.contains(&at.ip()) => &routers.pods[1].host,
@@ -71,7 +71,7 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
     };
     let asked = thread::scope(|scope| {
         let asked = ways.iter().map(|way| {
-            let (host, mut at) = (host(way.heard_at), way.heard_at);
+            let (host, mut at) = (host(way.server), way.server);
             scope.spawn(move || {
                 if at.port() == 4433 {
                     return anyhow::Ok(()); // policies.rs tests the UDP server
@@ -88,9 +88,9 @@ fn judge(cluster: &Cluster, ways: &[Way], pods: &Pods, routers: &Routers) -> Res
             .map(|thread| thread.join().expect("a thread panicked"))
             .collect::<Vec<_>>()
     });
-    for (way, heard) in ways.iter().zip(asked) {
-        if let Err(error) = heard {
-            wrong.push(format!("{}: the server at {} does not answer: {error:#}", way.name, way.heard_at));
+    for (way, control) in ways.iter().zip(asked) {
+        if let Err(error) = control {
+            wrong.push(format!("{}: the server at {} does not answer: {error:#}", way.name, way.server));
         }
     }
     Ok(wrong)
@@ -102,8 +102,8 @@ fn expect_closed_ports(pods: &Pods, routers: &Routers) -> Result<()> {
     let reached = |port: u16| pods.labelled.host.run(|| connect(routers.pod(0, port))).is_ok();
     let ports = [8080, 8082, 8083, 8100, 15000, 15020, 15021, 15090];
     let open = thread::scope(|scope| {
-        let tried = ports.map(|port| scope.spawn(move || reached(port).then_some(port)));
-        tried.map(|thread| thread.join().expect("a thread panicked"))
+        let attempts = ports.map(|port| scope.spawn(move || reached(port).then_some(port)));
+        attempts.map(|thread| thread.join().expect("a thread panicked"))
     });
     let open: Vec<u16> = open.into_iter().flatten().collect();
     ensure!(open.is_empty() && reached(OWN), "ports open to tenant-a: {open:?}; its own port: {}", reached(OWN));
@@ -115,7 +115,7 @@ fn expect_closed_ports(pods: &Pods, routers: &Routers) -> Result<()> {
 fn a_hostile_application_gets_out_through_its_own_router_only() -> Result<()> {
     on_cluster(|cluster| {
         let started = Instant::now();
-        for network in OUTSIDE {
+        for network in NETWORKS {
             cluster.outside.call("ip", &format!("route replace local {network} dev lo"))?;
         }
         let outcome = with_pods(cluster, |pods| {
@@ -132,7 +132,7 @@ fn a_hostile_application_gets_out_through_its_own_router_only() -> Result<()> {
             sidecars(&mut ways, pods, &routers);
             squatters(&mut ways, cluster, pods)?;
             println!("{:.0?} until the pods were ready", started.elapsed());
-            let wrong = judge(cluster, &ways.list, pods, &routers)?;
+            let wrong = try_all(cluster, &ways.list, pods, &routers)?;
             println!("{:.0?} until all ways were tried", started.elapsed());
             expect_closed_ports(pods, &routers)?;
             expect_no_credentials(cluster, pods)?;
@@ -148,8 +148,8 @@ fn a_hostile_application_gets_out_through_its_own_router_only() -> Result<()> {
             );
             Ok(())
         });
-        // In other tests, the agents of sidecars would ask the metadata service which cloud this is.
-        for network in OUTSIDE {
+        // If the routes stayed, the sidecars' agents in later tests would ask this metadata service which cloud this is.
+        for network in NETWORKS {
             cluster.outside.call("ip", &format!("route delete local {network} dev lo"))?;
         }
         outcome

@@ -18,7 +18,7 @@ use testbed::Host;
 /// The address that the hostile manifest excludes from the redirection.
 pub const EXCLUDED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 250);
 
-const STEERED: &str = "egress: sluice, sidecar.istio.io/inject: \"true\"";
+const LABELS: &str = "egress: sluice, sidecar.istio.io/inject: \"true\"";
 const LABELLED: &str = "egress: sluice, sidecar.istio.io/inject: \"false\"";
 const BARE: &str = "sidecar.istio.io/inject: \"false\"";
 const SQUATTER: &str = "app: egress-router1, egress: sluice, sidecar.istio.io/inject: \"false\"";
@@ -33,13 +33,13 @@ const MANIFEST: &str = r#"
 
 /// The namespace, name, service account, labels and annotations of each pod.
 const PODS: [[&str; 5]; 8] = [
-    ["tenant-a", "client", "client", STEERED, " {}"],
-    ["tenant-a", "manifest", "client", STEERED, MANIFEST],
+    ["tenant-a", "client", "client", LABELS, " {}"],
+    ["tenant-a", "manifest", "client", LABELS, MANIFEST],
     ["tenant-a", "labelled", "client", LABELLED, " {}"],
     ["tenant-a", "bare", "client", BARE, " {}"],
     ["tenant-a", "squatter", "client", SQUATTER, " {}"],
-    ["tenant-a", "other-account", "default", STEERED, " {}"],
-    ["tenant-b", "other-tenant", "client", STEERED, " {}"],
+    ["tenant-a", "other-account", "default", LABELS, " {}"],
+    ["tenant-b", "other-tenant", "client", LABELS, " {}"],
     ["foreign", "foreign", "client", SQUATTER, " {}"],
 ];
 

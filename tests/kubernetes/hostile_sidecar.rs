@@ -8,7 +8,7 @@ use crate::{
     pod::{list, text},
     server,
     shipped::ROUTERS,
-    sidecar::admin,
+    sidecar_admin::admin,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};

@@ -6,7 +6,7 @@ use crate::{
     identity::{authenticate, connect, foreign_authority, hear, mesh_authority, proxy_header},
     pod::{Pod, list},
     policies::connect_as_1337,
-    server::{self, First},
+    server::{self, Protocol},
     shipped::{ROUTERS, ROUTERS_NAMESPACE},
     tls::{self, DAY, Identity},
 };
@@ -31,13 +31,13 @@ pub type Attempt<'a> = Box<dyn Fn() -> Result<String> + Send + Sync + 'a>;
 pub struct Way<'a> {
     pub name: &'a str,
     /// The router through which the attempt may arrive, or `None` if it must not arrive.
-    pub by: Option<&'static str>,
+    pub router: Option<&'static str>,
     /// The socket address of the server that the attempt would reach. Port 0 stands for any port.
-    pub heard_at: SocketAddr,
+    pub server: SocketAddr,
     pub attempt: Attempt<'a>,
 }
 
-/// The ways, and the number of addresses that are in use in the first two networks.
+/// The ways, and the number of addresses that are in use in the first two of hostile.rs's `NETWORKS`.
 #[derive(Default)]
 pub struct Ways<'a> {
     pub list: Vec<Way<'a>>,
@@ -46,20 +46,20 @@ pub struct Ways<'a> {
 
 impl<'a> Ways<'a> {
     /// Adds a way to a public destination of its own.
-    fn add(&mut self, name: &'a str, by: Option<&'static str>, attempt: impl FnOnce(SocketAddr) -> Attempt<'a>) {
+    fn add(&mut self, name: &'a str, router: Option<&'static str>, attempt: impl FnOnce(SocketAddr) -> Attempt<'a>) {
         let to = self.address(5432);
-        self.add_to(name, by, to, attempt);
+        self.add_to(name, router, to, attempt);
     }
 
     /// Adds a way to this destination.
     pub fn add_to(
         &mut self,
         name: &'a str,
-        by: Option<&'static str>,
+        router: Option<&'static str>,
         to: SocketAddr,
         attempt: impl FnOnce(SocketAddr) -> Attempt<'a>,
     ) {
-        self.list.push(Way { name, by, heard_at: to, attempt: attempt(to) });
+        self.list.push(Way { name, router, server: to, attempt: attempt(to) });
     }
 
     pub fn address(&mut self, port: u16) -> SocketAddr {
@@ -88,9 +88,9 @@ fn direct<'a>(pod: &'a Pod, router: SocketAddr, to: SocketAddr, tls: Option<&Arc
 /// Returns an attempt with a connection that bypasses the sidecar.
 fn as_1337(pod: &Pod, to: SocketAddr, say: Vec<u8>) -> Attempt<'_> {
     Box::new(move || {
-        let heard = connect_as_1337(pod, to, &say)?;
-        ensure!(!heard.is_empty(), "the connection was closed");
-        Ok(heard)
+        let answer = connect_as_1337(pod, to, &say)?;
+        ensure!(!answer.is_empty(), "the connection was closed");
+        Ok(answer)
     })
 }
 
@@ -161,9 +161,9 @@ pub fn forged<'a>(ways: &mut Ways<'a>, cluster: &Cluster, pods: &'a Pods, router
 
 /// Adds ways with the tenant's own certificate, which a manifest can obtain but an application cannot.
 pub fn genuine<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers, own: &Arc<ClientConfig>) {
-    let (pod, first, by) = (&pods.labelled, routers.pod(0, OWN), Some(ROUTERS[0]));
-    ways.add("its own certificate, by its manifest, to its router", by, |to| direct(pod, first, to, Some(own)));
-    ways.add("the same, claims another tenant's source", by, |to| {
+    let (pod, first, router) = (&pods.labelled, routers.pod(0, OWN), Some(ROUTERS[0]));
+    ways.add("its own certificate, by its manifest, to its router", router, |to| direct(pod, first, to, Some(own)));
+    ways.add("the same, claims another tenant's source", router, |to| {
         let (header, own) = (proxy_header(pods.other_tenant.addresses[0], to), Arc::clone(own));
         Box::new(move || pod.host.run(|| hear(authenticate(first, &header, &own)?, b"hello")))
     });
@@ -202,12 +202,12 @@ pub fn private<'a>(
 ) -> Result<()> {
     let ((node, node_address), backend) = (node(cluster, &pods.labelled)?, cluster.backend()?);
     for host in [&node, &routers.pods[0].host, &routers.pods[1].host] {
-        server::start(host, SERVED, First::Client)?;
+        server::start(host, SERVED, Protocol::ClientFirst)?;
     }
     let node = SocketAddr::new(node_address, SERVED);
     let service = SocketAddr::new(cluster.service_address("default", "backend")?, 80);
     let backend = |port| SocketAddr::new(backend.addresses[0], port);
-    for (name, to, heard_at) in [
+    for (name, to, server) in [
         ("10.0.0.0/8", "10.88.0.77:80".parse()?, None),
         ("192.168.0.0/16", "192.168.77.7:80".parse()?, None),
         ("100.64.0.0/10", "100.64.77.7:80".parse()?, None),
@@ -224,7 +224,7 @@ pub fn private<'a>(
         ("the other router's address", routers.pod(1, SERVED), None),
     ] {
         let name: &'a str = Box::leak(format!("own certificate, to {name}, {to}").into_boxed_str());
-        ways.add_to(name, None, heard_at.unwrap_or(to), |_| direct(&pods.labelled, routers.pod(0, OWN), to, Some(own)));
+        ways.add_to(name, None, server.unwrap_or(to), |_| direct(&pods.labelled, routers.pod(0, OWN), to, Some(own)));
     }
     let listed = "10.88.0.66:5432".parse()?;
     ways.add_to("own certificate, to an address and port of its list", Some(ROUTERS[0]), listed, |to| {
@@ -300,14 +300,14 @@ pub fn sidecars<'a>(ways: &mut Ways<'a>, pods: &'a Pods, routers: &Routers) {
     });
 }
 
-/// Adds pods with a router's label, in the tenant's namespace and in a foreign one, which listen while all clients connect.
+/// Adds ways in which pods with a router's label, in the tenant's namespace and in a foreign one, listen while all clients connect.
 pub fn squatters<'a>(ways: &mut Ways<'a>, cluster: &'a Cluster, pods: &'a Pods) -> Result<()> {
     for (name, squatter) in [
-        ("pod with a router's label, own namespace: is connected to", &pods.squatter),
-        ("pod with a router's label, other namespace: is connected to", &pods.foreign),
+        ("pod with a router's label, own namespace: receives a connection", &pods.squatter),
+        ("pod with a router's label, other namespace: receives a connection", &pods.foreign),
     ] {
         for port in [8080, 8081, 8090, 8091, 8100, 8101] {
-            server::start(&squatter.host, port, First::Server)?;
+            server::start(&squatter.host, port, Protocol::ServerFirst)?;
         }
         ways.add_to(name, None, SocketAddr::new(squatter.addresses[0], 0), |_| {
             Box::new(|| {

@@ -78,8 +78,8 @@ pub fn authenticate(
 pub fn hear(mut stream: impl Read + Write, say: &[u8]) -> Result<String> {
     stream.write_all(say)?;
     stream.flush()?;
-    let mut heard = [0; 512];
-    let length = stream.read(&mut heard)?;
+    let mut answer = [0; 512];
+    let length = stream.read(&mut answer)?;
     ensure!(length > 0, "the connection was closed");
-    Ok(String::from_utf8_lossy(&heard[..length]).into_owned())
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }

@@ -4,11 +4,11 @@ use crate::{
     cluster::{Cluster, on_cluster},
     outside,
     pod::{Pod, list, manifest, specification, with_applied},
-    policies::{CLIENTS, without_policies},
+    policies::{CLIENT_POLICIES, without_policies},
     server,
     shipped::expected_router,
-    sidecar::admin,
-    sidecars::{CLASSIC, CONNECT, STEERED, addresses, steered},
+    sidecar_admin::admin,
+    sidecars::{CLASSIC, CONNECT, WITH_SLUICE, addresses, routed},
 };
 use anyhow::{Result, ensure};
 use std::{
@@ -129,17 +129,17 @@ fn no_connection_is_lost_while_istiod_is_down_for_a_minute() -> Result<()> {
             with_applied(cluster, NEWS, || {
                 thread::sleep(Duration::from_secs(60));
                 ensure!(informed(cluster)? == 0, "sidecars received an update without istiod");
-                // A pod that is created without a sidecar would not be steered.
-                let pod = manifest("default", "refused", STEERED, "", "sleep infinity");
+                // A pod that is created without a sidecar would not be routed by sluice.
+                let pod = manifest("default", "refused", WITH_SLUICE, "", "sleep infinity");
                 let created = cluster.kubectl_with(&["apply", "-f", "-"], &pod);
-                let told = |error: &anyhow::Error| format!("{error:#}").contains("sidecar-injector.istio.io");
-                ensure!(created.as_ref().is_err_and(told), "a pod was created without istiod: {created:?}");
+                let by_webhook = |error: &anyhow::Error| format!("{error:#}").contains("sidecar-injector.istio.io");
+                ensure!(created.as_ref().is_err_and(by_webhook), "a pod was created without istiod: {created:?}");
                 scale("1")?;
                 cluster.rolled_out("istio-system", "istiod")?;
                 expect_informed(cluster, cluster.clients.len())
             })
         });
-        scale("1")?; // if `work` failed before
+        scale("1")?; // again, because the closure may have failed before
         cluster.rolled_out("istio-system", "istiod")?;
         expect_informed(cluster, 0)?;
         outcome
@@ -148,7 +148,7 @@ fn no_connection_is_lost_while_istiod_is_down_for_a_minute() -> Result<()> {
 
 /// Creates pods one after the other, every second one with a classic sidecar. Each pod connects as soon as it starts and then
 /// repeatedly, without waiting for its sidecar. Expects that the servers outside see connections through the right routers only.
-fn expect_starting_pods_are_steered(count: usize) -> Result<()> {
+fn expect_starting_pods_are_routed(count: usize) -> Result<()> {
     on_cluster(|cluster| {
         let command = format!(
             "i=0; while [ $i -lt 6 ]; do {CONNECT}; sleep 1; i=$((i+1)); done; touch /tmp/done; sleep infinity"
@@ -159,12 +159,12 @@ fn expect_starting_pods_are_steered(count: usize) -> Result<()> {
                 manifests,
                 "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{ namespace: default, name: {name} }}\nspec:\n  \
                  replicas: 0\n  selector: {{ matchLabels: {{ kind: {name} }} }}\n  template:\n    metadata:\n      \
-                 labels: {{ kind: {name}, {STEERED} }}\n      annotations: {{ {annotations} }}\n    spec: {}\n",
+                 labels: {{ kind: {name}, {WITH_SLUICE} }}\n      annotations: {{ {annotations} }}\n    spec: {}\n",
                 specification(&command).replace("restartPolicy: Never, ", "")
             )?;
         }
         // Without the policies, because they would stop connections that are not redirected.
-        without_policies(cluster, "default", &CLIENTS, || {
+        without_policies(cluster, "default", &CLIENT_POLICIES, || {
             let since = server::records().len();
             with_applied(cluster, &manifests, || {
                 for number in 0..count {
@@ -179,10 +179,10 @@ fn expect_starting_pods_are_steered(count: usize) -> Result<()> {
                 cluster.eventually("the connections of all pods", |cluster| {
                     pods.iter().try_for_each(|pod| pod.exec(cluster, "app", &["ls", "/tmp/done"]).map(drop))
                 })?;
-                let counts = steered(cluster, since)?;
+                let counts = routed(cluster, since)?;
                 let opened = 12 * count;
-                let steered: usize = counts.values().sum();
-                println!("{count} pods: {steered} of {opened} connections steered, {} refused", opened - steered);
+                let routed: usize = counts.values().sum();
+                println!("{count} pods: {routed} of {opened} connections routed, {} refused", opened - routed);
                 for pod in &pods {
                     let count = counts.get(&addresses(pod)).copied().unwrap_or(0);
                     let native = pod.object["metadata"]["labels"]["kind"] == "native";
@@ -197,12 +197,12 @@ fn expect_starting_pods_are_steered(count: usize) -> Result<()> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn pods_that_connect_while_they_start_are_steered_or_refused() -> Result<()> {
-    expect_starting_pods_are_steered(4)
+fn pods_that_connect_while_they_start_are_routed_or_refused() -> Result<()> {
+    expect_starting_pods_are_routed(4)
 }
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn twenty_pods_that_connect_while_they_start_are_steered_or_refused() -> Result<()> {
-    expect_starting_pods_are_steered(20)
+fn twenty_pods_that_connect_while_they_start_are_routed_or_refused() -> Result<()> {
+    expect_starting_pods_are_routed(20)
 }

@@ -33,7 +33,7 @@ mod pod;
 mod policies;
 mod server;
 mod shipped;
-mod sidecar;
+mod sidecar_admin;
 mod sidecars;
 mod tenants;
 mod trust;

@@ -3,7 +3,7 @@
 use crate::{
     cluster::on_cluster,
     shipped::SETTINGS,
-    sidecar::{admin, stats},
+    sidecar_admin::{admin, stats},
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

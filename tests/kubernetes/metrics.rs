@@ -5,7 +5,7 @@ use crate::{
     outside,
     pod::{Pod, manifest, with_applied},
     server,
-    sidecars::STEERED,
+    sidecars::WITH_SLUICE,
 };
 use anyhow::{Context, Result, ensure};
 use std::{fs, net::SocketAddr};
@@ -18,7 +18,7 @@ fn annotation() -> Result<String> {
     Ok(format!("proxy.istio.io/config: '{{ \"holdApplicationUntilProxyStarts\": true, {matcher} }}'"))
 }
 
-/// Checks that a pod exports a series that begins with the name and has these labels.
+/// Checks that a pod exports, for each name, a series of exactly this name whose line contains the text.
 fn expect(pod: &Pod, port: u16, series: &[(&str, &str)]) -> Result<()> {
     let address = SocketAddr::new(*pod.addresses.first().context("a pod without an address")?, port);
     let metrics = pod.host.run(|| crate::get(&format!("http://{address}/stats/prometheus")))?;
@@ -34,7 +34,7 @@ fn expect(pod: &Pod, port: u16, series: &[(&str, &str)]) -> Result<()> {
 #[test]
 fn sidecars_and_routers_export_the_metrics_of_the_alerts() -> Result<()> {
     on_cluster(|cluster| {
-        let measured = manifest("default", "measured", STEERED, &annotation()?, "sleep infinity");
+        let measured = manifest("default", "measured", WITH_SLUICE, &annotation()?, "sleep infinity");
         with_applied(cluster, &measured, || {
             let pod = cluster.ready_pods("default", "app=tried")?.pop().context("no pod")?;
             cluster.expect_routed(&pod, outside(0, 80), &server::http("a.example.com"))?;

@@ -6,7 +6,7 @@ use crate::{
     cluster::{Cluster, REGISTRY, on_cluster},
     conversations, outside, pod, server,
     shipped::SETTINGS,
-    sidecar::{admin, extension, module_file},
+    sidecar_admin::{admin, extension, module_file},
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -104,10 +104,10 @@ pub fn echo(host: &Host) -> Result<TcpStream> {
 
 /// Sends four bytes on a connection and expects them back.
 pub fn exchange_ping(stream: &mut TcpStream) -> Result<()> {
-    let mut heard = [0; 4];
+    let mut answer = [0; 4];
     stream.write_all(b"ping")?;
-    stream.read_exact(&mut heard)?;
-    ensure!(&heard == b"ping", "{heard:?}");
+    stream.read_exact(&mut answer)?;
+    ensure!(&answer == b"ping", "{answer:?}");
     Ok(())
 }
 
@@ -116,17 +116,18 @@ pub fn exchange_ping(stream: &mut TcpStream) -> Result<()> {
 fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
     let before = module_file(&extension(&cluster.clients[0])?).context("the filter has no module")?.to_owned();
     cluster.apply()?;
-    let told = |cluster: &Cluster| {
+    let expect_logged = |cluster: &Cluster| {
         cluster.eventually("the reason in the sidecars' logs", |_| {
             for client in &cluster.clients {
                 let log = client.log(cluster, "istio-proxy")?;
-                let told = log.lines().any(|line| line.contains("cannot fetch Wasm module") && line.contains(reason));
-                ensure!(told, "{}: no {reason:?} in:\n{}", client.name, pod::tail(&log));
+                let is_logged =
+                    log.lines().any(|line| line.contains("cannot fetch Wasm module") && line.contains(reason));
+                ensure!(is_logged, "{}: no {reason:?} in:\n{}", client.name, pod::tail(&log));
             }
             Ok(())
         })
     };
-    told(cluster)?;
+    expect_logged(cluster)?;
     for client in &cluster.clients {
         ensure!(module_file(&extension(client)?) == Some(&before), "{}", extension(client)?);
         for (port, says) in conversations()? {
@@ -134,7 +135,7 @@ fn expect_refused_module(cluster: &mut Cluster, reason: &str) -> Result<()> {
         }
     }
     cluster.replace_clients()?;
-    told(cluster)?;
+    expect_logged(cluster)?;
     for client in &cluster.clients {
         cluster.eventually("the listeners of the sidecars", |_| {
             let listeners = admin(client, "/listeners")?;

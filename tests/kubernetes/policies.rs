@@ -38,7 +38,7 @@ pub fn without_policies(
 }
 
 /// The policies of the clients.
-pub const CLIENTS: [&str; 2] = ["client", "client-direct"];
+pub const CLIENT_POLICIES: [&str; 2] = ["client", "client-direct"];
 
 /// Connects from a pod as uid 1337, which bypasses its sidecar, sends bytes, and returns the answer.
 pub fn connect_as_1337(pod: &Pod, to: SocketAddr, say: &[u8]) -> Result<String> {
@@ -46,14 +46,14 @@ pub fn connect_as_1337(pod: &Pod, to: SocketAddr, say: &[u8]) -> Result<String> 
     command.args(["--reuid", "1337", "--clear-groups", "busybox", "nc", "-w", &PATIENCE.as_secs().to_string()]);
     command.args([to.ip().to_string(), to.port().to_string()]);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    // Open until the answer has arrived, because a client that half-closes at once gets no answer.
+    // Open until the answer has arrived, because a client that half-closes at once may get no answer.
     let mut stdin = process.stdin.take().context("busybox has no pipe")?;
     stdin.write_all(say)?;
-    let mut heard = String::new();
-    process.stdout.take().context("busybox has no pipe")?.read_to_string(&mut heard)?;
+    let mut answer = String::new();
+    process.stdout.take().context("busybox has no pipe")?.read_to_string(&mut answer)?;
     drop(stdin);
     process.wait()?;
-    Ok(heard)
+    Ok(answer)
 }
 
 /// Sends a datagram from a pod. Returns the answer, or nothing if there is none.
@@ -69,9 +69,9 @@ fn datagram(pod: &Pod, to: SocketAddr) -> Result<String> {
     answer.with_context(|| format!("{} → {to}", pod.name))
 }
 
-/// A way for a pod to reach the outside without sluice.
+/// An attempt of a pod to reach the outside without sluice.
 #[derive(Clone, Copy)]
-enum Way<'a> {
+enum Bypass<'a> {
     /// A connection of user 1337, which is not redirected.
     Uid1337(&'a Pod),
     /// A plain connection of the application: the pod has no sidecar, or the port is excluded.
@@ -80,20 +80,20 @@ enum Way<'a> {
     Datagram(&'a Pod),
 }
 
-/// Tries these ways in both address families at the same time. Returns the connections from the pods' own addresses that the
+/// Tries these attempts in both address families at the same time. Returns the connections from the pods' own addresses that the
 /// servers outside recorded.
-fn try_ways(ways: &[Way]) -> Result<Vec<Seen>> {
+fn try_bypasses(attempts: &[Bypass]) -> Result<Vec<Seen>> {
     let before = server::records().len();
     let mut own = Vec::new();
     thread::scope(|scope| {
-        for way in ways {
-            let (Way::Uid1337(pod) | Way::Plain(pod) | Way::Datagram(pod)) = *way;
+        for attempt in attempts {
+            let (Bypass::Uid1337(pod) | Bypass::Plain(pod) | Bypass::Datagram(pod)) = *attempt;
             own.extend(&pod.addresses);
             for family in [0, 1] {
-                scope.spawn(move || match way {
-                    Way::Uid1337(_) => connect_as_1337(pod, outside(family, 25), b"").map(drop),
-                    Way::Plain(_) => server::ask(&pod.host, outside(family, 25), b"").map(drop),
-                    Way::Datagram(_) => datagram(pod, outside(family, 4433)).map(drop),
+                scope.spawn(move || match attempt {
+                    Bypass::Uid1337(_) => connect_as_1337(pod, outside(family, 25), b"").map(drop),
+                    Bypass::Plain(_) => server::ask(&pod.host, outside(family, 25), b"").map(drop),
+                    Bypass::Datagram(_) => datagram(pod, outside(family, 4433)).map(drop),
                 });
             }
         }
@@ -102,21 +102,21 @@ fn try_ways(ways: &[Way]) -> Result<Vec<Seen>> {
     Ok(records[before..].iter().map(|record| record.seen.clone()).filter(|seen| own.contains(&seen.from)).collect())
 }
 
-/// Waits until the policies are enforced and none of these ways leads outside.
-fn expect_closed(cluster: &Cluster, ways: &[Way]) -> Result<()> {
+/// Waits until the policies are enforced and none of these attempts leads outside.
+fn expect_closed(cluster: &Cluster, attempts: &[Bypass]) -> Result<()> {
     cluster.eventually("enforced policies", |_| {
-        let seen = try_ways(ways)?;
+        let seen = try_bypasses(attempts)?;
         ensure!(seen.is_empty(), "reached the outside: {seen:?}");
-        println!("with the policies, 0 of {} attempts reached the outside", 2 * ways.len());
+        println!("with the policies, 0 of {} attempts reached the outside", 2 * attempts.len());
         Ok(())
     })
 }
 
-/// Waits until all of these ways lead outside, in both address families.
-fn expect_open(cluster: &Cluster, ways: &[Way]) -> Result<()> {
+/// Waits until all of these attempts lead outside, in both address families.
+fn expect_open(cluster: &Cluster, attempts: &[Bypass]) -> Result<()> {
     cluster.eventually("connections without the policies", |_| {
-        let seen = try_ways(ways)?;
-        ensure!(seen.len() == 2 * ways.len(), "only these reached the outside: {seen:?}");
+        let seen = try_bypasses(attempts)?;
+        ensure!(seen.len() == 2 * attempts.len(), "only these reached the outside: {seen:?}");
         println!("without the policies, all {} attempts reached the outside", seen.len());
         Ok(())
     })
@@ -125,15 +125,15 @@ fn expect_open(cluster: &Cluster, ways: &[Way]) -> Result<()> {
 #[test]
 fn clients_reach_the_outside_through_the_routers_only() -> Result<()> {
     on_cluster(|cluster| {
-        let steered = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
+        let labels = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
         let exclude = "traffic.sidecar.istio.io/excludeOutboundPorts: \"25\"";
-        let excluded = manifest("default", "excluded", steered, exclude, "sleep infinity");
+        let excluded = manifest("default", "excluded", labels, exclude, "sleep infinity");
         with_applied(cluster, &excluded, || {
             let excluded = &cluster.ready_pods("default", "app=tried")?[0];
             let clients = &cluster.clients;
-            let mut ways = vec![Way::Plain(excluded), Way::Datagram(excluded)];
-            ways.extend(clients.iter().flat_map(|client| [Way::Uid1337(client), Way::Datagram(client)]));
-            expect_closed(cluster, &ways)?;
+            let mut attempts = vec![Bypass::Plain(excluded), Bypass::Datagram(excluded)];
+            attempts.extend(clients.iter().flat_map(|client| [Bypass::Uid1337(client), Bypass::Datagram(client)]));
+            expect_closed(cluster, &attempts)?;
             for client in clients {
                 let found = client.exec(cluster, "client", &["nslookup", "destination.example.com"])?;
                 ensure!(OUTSIDE.iter().all(|address| found.contains(address)), "{found}");
@@ -143,7 +143,7 @@ fn clients_reach_the_outside_through_the_routers_only() -> Result<()> {
                 }
             }
             cluster.expect_routed(excluded, outside(0, 443), &conversations()?[0].1)?;
-            without_policies(cluster, "default", &CLIENTS, || expect_open(cluster, &ways))
+            without_policies(cluster, "default", &CLIENT_POLICIES, || expect_open(cluster, &attempts))
         })
     })
 }
@@ -160,10 +160,10 @@ fn no_pod_in_a_tenants_namespace_bypasses_the_routers() -> Result<()> {
         let bare = manifest(tenant, "bare", BARE, "", "sleep infinity");
         with_applied(cluster, &(manifests.join("\n---\n") + "\n" + &bare), || {
             let bare = &cluster.ready_pods(tenant, "app=tried")?[0];
-            let ways = [Way::Plain(bare), Way::Uid1337(bare), Way::Datagram(bare)];
-            expect_closed(cluster, &ways)?;
+            let attempts = [Bypass::Plain(bare), Bypass::Uid1337(bare), Bypass::Datagram(bare)];
+            expect_closed(cluster, &attempts)?;
             cluster.kubectl(&["delete", "networkpolicies", "--namespace", tenant, "--all"])?;
-            expect_open(cluster, &ways)
+            expect_open(cluster, &attempts)
         })
     })
 }
@@ -203,9 +203,9 @@ fn is_open(pod: &Pod, to: SocketAddr) -> Result<bool> {
 /// Returns the socket addresses to which a pod can connect without its sidecar.
 fn open(pod: &Pod, sockets: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     thread::scope(|scope| {
-        let tries: Vec<_> = sockets.iter().map(|to| scope.spawn(|| Ok((*to, is_open(pod, *to)?)))).collect();
-        let tried: Result<Vec<_>> = tries.into_iter().map(|one| one.join().expect("a thread panicked")).collect();
-        Ok(tried?.into_iter().filter(|(_, open)| *open).map(|(to, _)| to).collect())
+        let attempts: Vec<_> = sockets.iter().map(|to| scope.spawn(|| Ok((*to, is_open(pod, *to)?)))).collect();
+        let results: Result<Vec<_>> = attempts.into_iter().map(|one| one.join().expect("a thread panicked")).collect();
+        Ok(results?.into_iter().filter(|(_, open)| *open).map(|(to, _)| to).collect())
     })
 }
 
@@ -265,12 +265,12 @@ fn the_api_server_is_reachable_only_if_a_rule_admits_its_address_after_dnat() ->
         let server = format!("--server=https://{service}");
         let reached = |pod: &Pod| {
             let version = ["--request-timeout=3s", &server, "get", "--raw=/version"];
-            let steered = cluster.kubectl_from(&pod.host, &version).is_ok();
+            let through_sidecar = cluster.kubectl_from(&pod.host, &version).is_ok();
             let mut past = pod.host.command("setpriv");
             past.args(["--reuid", "1337", "--clear-groups", "busybox", "nc", "-w", "2"]);
             past.args([service.ip().to_string(), service.port().to_string()]);
             past.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            Ok::<_, anyhow::Error>([steered, past.status()?.success()])
+            Ok::<_, anyhow::Error>([through_sidecar, past.status()?.success()])
         };
         let expect = |expected: bool| {
             cluster.eventually("the effect of the rule", |cluster| {

@@ -10,44 +10,44 @@ use std::{
 };
 use testbed::Host;
 
-/// The side that sends first. The echo server returns the bytes that it receives.
+/// The conversation with a client. The echo server returns the bytes that it receives.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum First {
-    Client,
-    Server,
+pub enum Protocol {
+    ClientFirst,
+    ServerFirst,
     Echo,
 }
 
 /// Starts a server on all addresses of a host. It runs until this process ends.
-pub fn start(host: &Host, port: u16, first: First) -> Result<()> {
+pub fn start(host: &Host, port: u16, protocol: Protocol) -> Result<()> {
     let listener = host.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            thread::spawn(move || answer(&client, first)); // fails if the client has disconnected
+            thread::spawn(move || answer(&client, protocol)); // fails if the client has disconnected
         }
     });
     Ok(())
 }
 
-fn answer(mut client: &TcpStream, first: First) -> io::Result<()> {
+fn answer(mut client: &TcpStream, protocol: Protocol) -> io::Result<()> {
     let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let seen = Seen { from: plain(client.peer_addr()?).ip(), to: plain(client.local_addr()?) };
     let answer = seen.answer();
     let number = record(seen);
-    if first == First::Echo {
+    if protocol == Protocol::Echo {
         let mut back = client;
         return io::copy(&mut client, &mut back).map(drop);
     }
-    let mut said = vec![0; 4_096];
-    let length = if first == First::Client { client.read(&mut said)? } else { 0 };
-    said.truncate(length);
-    if said.starts_with(b"GET ") {
+    let mut received = vec![0; 4_096];
+    let length = if protocol == Protocol::ClientFirst { client.read(&mut received)? } else { 0 };
+    received.truncate(length);
+    if received.starts_with(b"GET ") {
         write!(client, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len())?;
     }
     client.write_all(answer.as_bytes())?;
     client.shutdown(Shutdown::Write)?;
-    let ended = io::copy(&mut client, &mut said);
-    records()[number].said = said;
+    let ended = io::copy(&mut client, &mut received);
+    records()[number].received = received;
     ended.map(drop)
 }
 
@@ -69,7 +69,7 @@ pub fn start_udp(host: &Host, address: SocketAddr) -> Result<()> {
 pub struct Record {
     pub seen: Seen,
     /// The bytes that the client sent, once it has ended the connection.
-    pub said: Vec<u8>,
+    pub received: Vec<u8>,
 }
 
 static RECORDS: Mutex<Vec<Record>> = Mutex::new(Vec::new());
@@ -82,7 +82,7 @@ pub fn records() -> MutexGuard<'static, Vec<Record>> {
 /// Adds a record and returns its index.
 fn record(seen: Seen) -> usize {
     let mut records = records();
-    records.push(Record { seen, said: Vec::new() });
+    records.push(Record { seen, received: Vec::new() });
     records.len() - 1
 }
 

@@ -3,8 +3,8 @@
 use crate::{
     cluster::{Cluster, REGISTRY, istio_tag},
     pod::{self, Pod, list},
-    server::{self, First, Seen},
-    sidecar::extension,
+    server::{self, Protocol, Seen},
+    sidecar_admin::extension,
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -77,7 +77,7 @@ impl Cluster {
             clients = cluster.pods("default", "app=client")?;
             ensure!(clients.len() == 2, "expected 2 clients, found {}", clients.len());
             for client in &clients {
-                crate::sidecar::admin(client, "/server_info")?;
+                crate::sidecar_admin::admin(client, "/server_info")?;
             }
             Ok(())
         })?;
@@ -113,7 +113,7 @@ impl Cluster {
     /// Starts the servers in the current pod of the service `backend`.
     pub fn serve_backend(&self) -> Result<()> {
         let host = self.backend()?.host;
-        [80, 5432].iter().try_for_each(|port| server::start(&host, *port, First::Client))
+        [80, 5432].iter().try_for_each(|port| server::start(&host, *port, Protocol::ClientFirst))
     }
 
     /// Returns the routers' pods.

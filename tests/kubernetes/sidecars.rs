@@ -6,7 +6,7 @@ use crate::{
     module_delivery::{deliver_by, restoring},
     outside,
     pod::{self, Pod, list, manifest, specification, with_applied},
-    policies::{BARE, CLIENTS, without_policies},
+    policies::{BARE, CLIENT_POLICIES, without_policies},
     server,
     shipped::expected_router,
 };
@@ -22,35 +22,35 @@ use std::{
 };
 use testbed::Module;
 
-/// Labels of a pod that sluice steers.
-pub const STEERED: &str = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
+/// Labels of a pod whose connections sluice routes.
+pub const WITH_SLUICE: &str = "app: tried, egress: sluice, sidecar.istio.io/inject: \"true\"";
 /// The annotation that makes a sidecar a classic one.
 pub const CLASSIC: &str = "sidecar.istio.io/nativeSidecar: \"false\"";
 /// The annotation of client.yaml.
 const HOLD: &str = "proxy.istio.io/config: \"{ \\\"holdApplicationUntilProxyStarts\\\": true }\"";
 
 /// A command that connects to a server of each family, sends its pod's addresses and prints the answers. The servers send first.
-/// The command's input exists before it connects and does not end, because a client that half-closes at once gets no answer.
+/// The command's input exists before it connects and does not end, because a client that half-closes at once may get no answer.
 pub const CONNECT: &str = "for to in 198.51.100.7 2001:db8::7; do rm -f /tmp/$to; mkfifo /tmp/$to; \
      (exec 3<>/tmp/$to; echo $IPS >&3; nc -w 5 $to 25 <&3) & done; wait; echo";
 
 /// Checks that every connection since this record came through the router of the pod that opened it. Returns the number of
 /// connections by the addresses that the pod sent.
-pub fn steered(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usize>> {
+pub fn routed(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
     cluster.eventually("the sources of the connections", |cluster| {
-        counts = count_steered(cluster, since)?; // fails as long as a connection has not ended
+        counts = count_routed(cluster, since)?; // fails as long as a connection has not ended
         Ok(())
     })?;
     Ok(counts)
 }
 
-fn count_steered(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usize>> {
+fn count_routed(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usize>> {
     let routers = cluster.routers()?;
     let mut counts = BTreeMap::new();
     for record in &server::records()[since..] {
-        let said = String::from_utf8_lossy(&record.said).trim().to_owned();
-        let own: Vec<IpAddr> = said
+        let name = String::from_utf8_lossy(&record.received).trim().to_owned();
+        let own: Vec<IpAddr> = name
             .split(',')
             .map(|address| Ok(address.parse()?))
             .collect::<Result<_>>()
@@ -61,8 +61,8 @@ fn count_steered(cluster: &Cluster, since: usize) -> Result<BTreeMap<String, usi
             .find(|address| address.is_ipv4() == to.is_ipv4())
             .context("the pod has no address of this family")?;
         let router = routers.iter().find(|router| router.addresses.contains(&from)).map_or("no router", Pod::app);
-        ensure!(router == expected_router(source), "{said}: {record:?} came from {router}");
-        *counts.entry(said).or_default() += 1;
+        ensure!(router == expected_router(source), "{name}: {record:?} came from {router}");
+        *counts.entry(name).or_default() += 1;
     }
     Ok(counts)
 }
@@ -99,10 +99,11 @@ fn the_first_connections_of_an_application_do_not_bypass_its_sidecar() -> Result
             ("classic-hold", &both, false, true),
         ];
         let command = format!("{CONNECT}; echo done; sleep infinity");
-        let pods: String = kinds.iter().map(|kind| manifest("default", kind.0, STEERED, kind.1, &command)).collect();
+        let pods: String =
+            kinds.iter().map(|kind| manifest("default", kind.0, WITH_SLUICE, kind.1, &command)).collect();
         let bare = manifest("default", "bare", BARE, "", &command);
         // Without the policies, because they would stop connections that are not redirected.
-        without_policies(cluster, "default", &CLIENTS, || {
+        without_policies(cluster, "default", &CLIENT_POLICIES, || {
             let mut since = server::records().len();
             with_applied(cluster, &bare, || {
                 let bare = cluster.ready_pods("default", "app=tried")?.pop().context("no pod")?;
@@ -123,10 +124,10 @@ fn the_first_connections_of_an_application_do_not_bypass_its_sidecar() -> Result
                         Ok(())
                     })
                 })?;
-                let counts = steered(cluster, since)?;
+                let counts = routed(cluster, since)?;
                 pods = cluster.pods("default", "app=tried")?;
                 ensure!(pods.len() == kinds.len(), "{} pods", pods.len());
-                println!("sidecar       node   started after the sidecar  first connections steered");
+                println!("sidecar       node   started after the sidecar  first connections routed");
                 for (name, _, native, waits) in kinds {
                     let pod = pods.iter().find(|pod| pod.name == name).context("no pod")?;
                     expect_kind(&pod.object, native)?;
@@ -158,7 +159,7 @@ fn seconds(timestamp: &str) -> Result<u32> {
 
 #[test]
 #[ignore = "slow: make test-mesh-full"]
-fn a_job_completes_with_a_native_sidecar_or_if_it_stops_a_classic_one() -> Result<()> {
+fn a_job_completes_if_its_sidecar_is_native_or_the_job_stops_it() -> Result<()> {
     on_cluster(|cluster| {
         let classic = format!("{CLASSIC}, {HOLD}");
         let stops = format!("{CONNECT}; wget -q -O - --post-data= http://127.0.0.1:15020/quitquitquit");
@@ -166,7 +167,7 @@ fn a_job_completes_with_a_native_sidecar_or_if_it_stops_a_classic_one() -> Resul
         let job = |(name, annotations, command): (&str, &str, &str)| {
             format!(
                 "---\napiVersion: batch/v1\nkind: Job\nmetadata: {{ namespace: default, name: {name} }}\nspec:\n  \
-                 backoffLimit: 0\n  template:\n    metadata:\n      labels: {{ {STEERED} }}\n      \
+                 backoffLimit: 0\n  template:\n    metadata:\n      labels: {{ {WITH_SLUICE} }}\n      \
                  annotations: {{ {annotations} }}\n    spec: {}\n",
                 specification(command)
             )
@@ -193,7 +194,7 @@ fn a_job_completes_with_a_native_sidecar_or_if_it_stops_a_classic_one() -> Resul
                 let pods = list(&cluster.get(&["pods", &format!("--selector=job-name={name}")])?, "/items");
                 expect_kind(pods.first().context("no pod")?, native)?;
             }
-            let counts = steered(cluster, since)?;
+            let counts = routed(cluster, since)?;
             println!("{counts:?}");
             ensure!(counts.values().eq(&[2; 3]), "{counts:?}");
             Ok(())
@@ -209,7 +210,7 @@ fn memory(cluster: &Cluster, mebibytes: u32, annotations: &str, config: &str) ->
         "sidecar.istio.io/proxyMemoryLimit: {limit}, sidecar.istio.io/proxyMemory: {limit}, \
          proxy.istio.io/config: \"{{ concurrency: 1{config} }}\"{annotations}"
     );
-    let pod = manifest("default", "limited", STEERED, &annotations, "sleep infinity");
+    let pod = manifest("default", "limited", WITH_SLUICE, &annotations, "sleep infinity");
     let mut used = None;
     with_applied(cluster, &pod, || {
         let mut killed = false;

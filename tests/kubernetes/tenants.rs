@@ -9,7 +9,7 @@ use crate::{
     pod::Pod,
     server,
     shipped::{ROUTERS, expected_router},
-    sidecar::stats,
+    sidecar_admin::stats,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{fs, net::SocketAddr};
@@ -49,7 +49,8 @@ fn with_tenants(cluster: &mut Cluster, prepare: impl FnOnce(&Cluster) -> Result<
     outcome
 }
 
-/// Returns the clients of a namespace. The table of `istio/` would route at least one of them to this router.
+/// Returns the two clients of a namespace. Replaces one until at least one has an address that the table of `istio/` would route
+/// to this router.
 fn clients(cluster: &Cluster, namespace: &str, router: &str) -> Result<Vec<Pod>> {
     for _ in 0..8 {
         cluster.rolled_out(namespace, "client")?;
@@ -78,12 +79,24 @@ fn from_container(cluster: &Cluster, client: &Pod) -> Result<String> {
     client.exec(cluster, "client", &["sh", "-c", &script])
 }
 
+/// Waits until a sidecar has its filter chains. It is Ready before, and refuses connections until then.
+fn await_filter_chains(cluster: &Cluster, client: &Pod) -> Result<()> {
+    cluster.eventually("the filter chains of a tenant's sidecar", |_| {
+        let conversations = conversations()?.into_iter().filter(|(port, _)| *port != 25);
+        for (port, says) in conversations {
+            server::ask(&client.host, outside(0, port), &says)?;
+        }
+        Ok(())
+    })
+}
+
 fn expect_routes(cluster: &Cluster) -> Result<()> {
     let denied = |client: &Pod| -> Result<u64> {
         Ok(stats(client, |name| name == "wasmcustom.sluice.denied")?.pop().context("no counter")?.1)
     };
     // Each tenant has a client whose address has the parity of the other router.
     for client in clients(cluster, "tenant-a", ROUTERS[1])? {
+        await_filter_chains(cluster, &client)?;
         let before = denied(&client)?;
         for family in [0, 1] {
             for (port, says) in conversations()?.into_iter().filter(|(port, _)| *port != 25) {
@@ -92,8 +105,8 @@ fn expect_routes(cluster: &Cluster) -> Result<()> {
             let seen = server::ask(&client.host, outside(family, 25), b"");
             ensure!(seen.is_err(), "tenant-a reached port 25: {seen:?}");
         }
-        let heard = from_container(cluster, &client)?;
-        ensure!(heard.is_empty(), "tenant-a heard on port 25: {heard}");
+        let answer = from_container(cluster, &client)?;
+        ensure!(answer.is_empty(), "tenant-a received on port 25: {answer}");
         ensure!(denied(&client)? == before + 3, "denied: {before}, then {}", denied(&client)?);
         cluster.eventually("the denied connections in the sidecar's log", |cluster| {
             let entries = client.entries(cluster, "istio-proxy")?;
@@ -103,13 +116,14 @@ fn expect_routes(cluster: &Cluster) -> Result<()> {
         })?;
     }
     for client in clients(cluster, "tenant-b", ROUTERS[0])? {
+        await_filter_chains(cluster, &client)?;
         for family in [0, 1] {
             for (port, says) in conversations()? {
                 expect_router(cluster, &client, ROUTERS[1], outside(family, port), &says)?;
             }
         }
-        let heard = from_container(cluster, &client)?;
-        ensure!(heard.ends_with(" to 198.51.100.7:25"), "tenant-b heard on port 25: {heard:?}");
+        let answer = from_container(cluster, &client)?;
+        ensure!(answer.ends_with(" to 198.51.100.7:25"), "tenant-b received on port 25: {answer:?}");
         ensure!(denied(&client)? == 0, "denied: {}", denied(&client)?);
     }
     cluster.rolled_out("untouched", "client")?;

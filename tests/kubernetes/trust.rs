@@ -3,13 +3,13 @@
 use crate::{
     client_hello::client_hello,
     cluster::{Cluster, on_cluster},
-    disruptions::{judge, under_load, watching},
+    disruptions::{expect_no_loss, under_load, watching},
     module_delivery::restoring,
     outside,
     pod::{Pod, list},
     server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE, expected_router},
-    sidecar::{admin, stats},
+    sidecar_admin::{admin, stats},
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -88,7 +88,7 @@ fn a_router_with_another_identity_receives_no_payload() -> Result<()> {
                 let seen = server::ask(&client.host, to, secret);
                 ensure!(seen.is_err(), "{seen:?}");
             }
-            let arrived = server::records()[before..].iter().filter(|record| record.said == secret).count();
+            let arrived = server::records()[before..].iter().filter(|record| record.received == secret).count();
             ensure!(arrived == 0, "{arrived} connections reached the destination with their payload");
             cluster.eventually("the reason in the sidecar's log", |cluster| {
                 let entries = client.entries(cluster, "istio-proxy")?;
@@ -153,13 +153,13 @@ fn renewing_certificates_under_load_loses_no_connection() -> Result<()> {
             cluster.roll_clients_out()?;
             let clients = cluster.clients.clone();
             let proxies = [cluster.routers()?, clients.clone()].concat();
-            let (watched, (tried, seen)) =
+            let (watched, (attempts, seen)) =
                 watching(cluster, || under_load(&clients, || watch_certificates(cluster, &proxies)))?;
             for (proxy, serials) in &seen {
                 println!("{proxy}: {} certificates of {LIFE} within {LONG:?}", serials.len());
                 ensure!(serials.len() >= 4, "{proxy}: {serials:?}");
             }
-            judge("renewal", &tried, &watched, Duration::from_secs(3))
+            expect_no_loss("renewal", &attempts, &watched, Duration::from_secs(3))
         });
         deployments(cluster)?;
         outcome

@@ -125,7 +125,7 @@ fn the_main_readme_links_every_other_readme() {
     }
 }
 
-/// The last line of the demo changes more easily than the picture of it.
+/// The picture is drawn by hand, so it could show an outdated last line.
 #[test]
 fn the_picture_of_the_demo_ends_as_the_demo_does() {
     let code = read(Path::new("xtask/src/table.rs"));

@@ -69,7 +69,7 @@ fn answer(envoy: &Envoy, source: &str) -> Result<String> {
     who_answers(source, envoy.listener("sluice", &source)?)
 }
 
-/// The names of the metrics of an Envoy that has certificates, and of their labels.
+/// The names of an Envoy's metrics about certificates, and of their labels.
 fn metrics_of_certificates() -> Result<Vec<String>> {
     let signed = rcgen::generate_simple_self_signed(["proxy.example".to_owned()])?;
     let pem = |text: String| text.replace('\n', "\\n");

@@ -1,6 +1,6 @@
 //! The clients of the soak tests.
 
-use crate::egress::{AFTER_THE_END, ANSWER, REQUEST, hash};
+use crate::egress::{ANSWER, ANSWER_AFTER_HALF_CLOSE, REQUEST, hash};
 use anyhow::Result;
 use socket2::SockRef;
 use std::{
@@ -99,7 +99,7 @@ pub fn converse(
         }
         Err(error) => return Err(error),
     };
-    let flags = if kind == Kind::HalfCloses { AFTER_THE_END } else { 0 };
+    let flags = if kind == Kind::HalfCloses { ANSWER_AFTER_HALF_CLOSE } else { 0 };
     if matches!(kind, Kind::ResetsAtOnce | Kind::ResetsAfterTheRequest) {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     }

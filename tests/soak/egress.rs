@@ -28,11 +28,11 @@ use std::{
 pub const UNRECORDED: u64 = u64::MAX;
 
 /// A flag of a request: the egress answers only after the client has half-closed.
-pub const AFTER_THE_END: u32 = 1;
+pub const ANSWER_AFTER_HALF_CLOSE: u32 = 1;
 
-/// A length that makes the egress stop reading. It resets the connection after [`FLOODED`].
+/// A length that makes the egress stop reading. It resets the connection after [`FLOOD_DURATION`].
 pub const FLOOD: u32 = u32::MAX;
-const FLOODED: Duration = Duration::from_secs(8);
+const FLOOD_DURATION: Duration = Duration::from_secs(8);
 
 /// The lengths of a request and of an answer without the payload.
 pub const REQUEST: usize = 16;
@@ -78,7 +78,7 @@ struct Egress {
     address: SocketAddr,
     behaviour: Behaviour,
     listener: Option<TcpListener>,
-    changes: Instant,
+    next_change: Instant,
 }
 
 struct Client {
@@ -94,7 +94,7 @@ impl Egresses {
         let now = Instant::now();
         let egresses = egresses.into_iter().enumerate().map(|(index, (address, behaviour))| {
             let listener = listen(&mut poll, index, address)?;
-            Ok(Egress { address, behaviour, listener: Some(listener), changes: now + UP })
+            Ok(Egress { address, behaviour, listener: Some(listener), next_change: now + UP })
         });
         let egresses = egresses.collect::<Result<Vec<_>>>()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -144,7 +144,7 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
                     if !read(client, behaviour, &mut seen.received).unwrap_or(false) {
                         clients.remove(&token);
                     } else if client.is_flood() && floods.iter().all(|(_, flood)| *flood != token) {
-                        floods.push((Instant::now() + FLOODED, token));
+                        floods.push((Instant::now() + FLOOD_DURATION, token));
                     }
                 }
                 continue;
@@ -165,16 +165,16 @@ fn serve(poll: &mut Poll, mut egresses: Vec<Egress>, stop: &AtomicBool) -> Resul
             lasts
         });
         for (index, egress) in egresses.iter_mut().enumerate() {
-            if egress.behaviour != Behaviour::Restarts || Instant::now() < egress.changes {
+            if egress.behaviour != Behaviour::Restarts || Instant::now() < egress.next_change {
                 continue;
             }
             if egress.listener.take().is_some() {
                 clients.retain(|_, client| client.egress != index || reset(&client.stream));
-                egress.changes = Instant::now() + DOWN;
+                egress.next_change = Instant::now() + DOWN;
             } else {
                 match listen(poll, index, egress.address) {
-                    Ok(listener) => (egress.listener, egress.changes) = (Some(listener), Instant::now() + UP),
-                    // A process that was forked meanwhile has a copy of the listener until it executes its program.
+                    Ok(listener) => (egress.listener, egress.next_change) = (Some(listener), Instant::now() + UP),
+                    // A process that was just forked holds a copy of the old listener. The next round tries again.
                     Err(error) if error.root_cause().to_string().contains("in use") => {}
                     Err(error) => return Err(error),
                 }
@@ -218,7 +218,7 @@ fn read(client: &mut Client, behaviour: Behaviour, received: &mut Vec<Received>)
     };
     while let Some((id, flags, length)) = header(&client.read) {
         let Some(payload) = client.read.get(REQUEST..REQUEST + length as usize) else { break };
-        if flags & AFTER_THE_END != 0 && !ended {
+        if flags & ANSWER_AFTER_HALF_CLOSE != 0 && !ended {
             break;
         }
         let hash = hash(payload);

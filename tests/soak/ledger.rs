@@ -41,7 +41,8 @@ pub struct Sums {
     unknown: u64,
 }
 
-/// Checks each connection. Fails at the first one that reached a cluster that no table in force around its arrival selects.
+/// Checks each connection. Fails if one reached a cluster that neither the table in force when it opened nor the next
+/// table, if that was sent before the connection ended, selects.
 pub fn check(entries: &[Entry], sent_at: &[u32], seen: &Seen, subject: Subject) -> Result<Sums> {
     let mut received: HashMap<u64, Received> = HashMap::with_capacity(seen.received.len());
     for request in &seen.received {
@@ -127,7 +128,7 @@ pub fn compare(
     ensure!(counted == total, "the listener counts {counted} connections, the ledger {total}");
     let of_cluster = |cluster, name| value(&stats, &format!("cluster.{}.{name}", tables::name(cluster)));
     // A connection to a cluster got an upstream connection, failed, or ended while it waited for one. `upstream_cx_total` may be
-    // lower: when an attempt is refused, Envoy fails all connections that wait, and the next ones use the attempts left over.
+    // lower: if an attempt is refused, Envoy fails all connections that wait, and later ones use the attempts still in progress.
     let upstream = |cluster| -> Result<u64> {
         let outcomes = ["upstream_rq_total", "upstream_rq_pending_failure_eject", "upstream_rq_cancelled"];
         outcomes.into_iter().map(|name| of_cluster(cluster, name)).sum()
@@ -150,7 +151,8 @@ pub fn compare(
             "{name}: {counted} counted, {known} known, {} unknown",
             sums.unknown
         );
-        // Other egresses refuse some connections, and Envoy abandons some while it connects.
+        // Only the fast egresses and the default one accept every connection that Envoy opens. The others refuse some, and Envoy
+        // abandons some while it connects.
         let (accepted, opened) = (seen.accepted[cluster], of_cluster(cluster, "upstream_cx_total")?);
         let all_accepted = cluster == DEFAULT || cluster % tables::ROLES.len() < RESTARTS;
         ensure!(!all_accepted || accepted == opened, "{name}: {opened} connections opened, {accepted} accepted");

@@ -4,7 +4,7 @@ use crate::{
     ledger::{Sums, check, compare},
     load::Load,
     proxy::{Subject, at_once, await_descriptors, await_value, descriptors, egresses, in_a_network, resident},
-    tables::{ROLES, cluster, hostile, invalid, name, unweighted},
+    tables::{ROLES, cluster, hostile, invalid, name, zero_weight},
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -24,7 +24,7 @@ const WARM_UP: u64 = 100_000;
 /// Returns the number of connections to make with each subject: the environment variable CONNECTIONS, or one million.
 pub fn connections() -> Result<u64> {
     match env::var("CONNECTIONS") {
-        Ok(number) => number.parse().context("CONNECTIONS is not a number"),
+        Ok(number) => number.parse().with_context(|| format!("CONNECTIONS: {number:?}, expected a number")),
         Err(_) => Ok(1_000_000),
     }
 }
@@ -35,7 +35,7 @@ fn replacements(connections: u64) -> u32 {
 }
 
 /// The result of a run.
-pub struct Grown {
+pub struct RunResult {
     /// The growth of Envoy's resident memory after the warm-up.
     kib: i64,
     /// A summary of the ledger and the counters.
@@ -48,10 +48,10 @@ fn every_connection_reaches_the_cluster_of_a_table_in_force_around_its_arrival()
     let growth = Mutex::new(Vec::new());
     at_once(|subject| {
         let started = Instant::now();
-        let grown = in_a_network(|host| run(host, subject, connections, 2, |_| Ok(())))?;
+        let result = in_a_network(|host| run(host, subject, connections, 2, |_| Ok(())))?;
         let took = started.elapsed().as_secs_f64();
-        println!("{subject:?}: {connections} connections in {took:.0} s: {}", grown.text);
-        growth.lock().expect("a run panicked").push((subject, grown.kib));
+        println!("{subject:?}: {connections} connections in {took:.0} s: {}", result.text);
+        growth.lock().expect("a run panicked").push((subject, result.kib));
         Ok(())
     })?;
     let growth = growth.into_inner().expect("a run panicked");
@@ -73,7 +73,7 @@ pub fn run<T>(
     connections: u64,
     drain_seconds: u32,
     disturb: impl FnOnce(&Watching) -> Result<T>,
-) -> Result<Grown> {
+) -> Result<RunResult> {
     let egresses = egresses()?;
     let drain = drain_seconds.to_string();
     let arguments = ["--concurrency", "4", "--drain-time-s", &drain];
@@ -81,21 +81,21 @@ pub fn run<T>(
     let envoy = Watching::start(Some(host), &envoy::program()?, &config, &subject.table(0), &arguments)?;
     let load = Load::new(subject);
     // After the first replacement, Envoy holds two sets of listening sockets: those in use and those of the newest listener.
-    accept(&load, &envoy, subject)?;
+    replace_with_next_generation(&load, &envoy, subject)?;
     let descriptors_before = descriptors(envoy.id())?;
     let disturbance = disturb(&envoy)?;
-    let (entries, warm) = thread::scope(|scope| {
+    let (entries, replaced) = thread::scope(|scope| {
         let clients = scope.spawn(|| load.run(connections));
-        let warm = replace(&load, &envoy, subject, connections).inspect_err(|_| load.failed.store(true, SeqCst));
+        let replaced = replace(&load, &envoy, subject, connections).inspect_err(|_| load.failed.store(true, SeqCst));
         let entries = clients.join().expect("the clients panicked");
-        Ok::<_, anyhow::Error>((entries?, warm?))
+        Ok::<_, anyhow::Error>((entries?, replaced?))
     })?;
     drop(disturbance);
     for gauge in ["listener.127.0.0.1_10000.downstream_cx_active", "listener_manager.total_filter_chains_draining"] {
         await_value(&envoy, gauge, 0)?;
     }
     thread::sleep(Duration::from_secs(1)); // until the last connections to the egresses have ended
-    let kib = resident(envoy.id())? - warm.resident;
+    let kib = resident(envoy.id())? - replaced.resident;
     let descriptors_after = await_descriptors(envoy.id(), &descriptors_before)?;
     let seen = egresses.stop()?;
     let removed = load.removed.lock().expect("a client panicked");
@@ -105,24 +105,26 @@ pub fn run<T>(
     let text = format!(
         "{} replacements, {} rejected; {answered} answered, {closed} closed, {cut} cut, {left} left by the client; \
          counters: {counters}; resident {} KiB, {kib:+} after {} connections; {descriptors_after} descriptors",
-        warm.replacements, warm.rejected, warm.resident, warm.connections
+        replaced.replacements, replaced.rejected, replaced.resident, replaced.connections
     );
-    Ok(Grown { kib, text })
+    Ok(RunResult { kib, text })
 }
 
-struct Warm {
+/// The state after all replacements: the resident memory after the warm-up in KiB, the number of connections until then,
+/// and the numbers of replacements and of rejected ones.
+struct Replaced {
     resident: i64,
     connections: u64,
     replacements: u32,
     rejected: u64,
 }
 
-/// Replaces the table at regular intervals, measured in connections. Returns the resident memory after the warm-up.
-fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) -> Result<Warm> {
+/// Replaces the table at regular intervals, measured in connections.
+fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) -> Result<Replaced> {
     let replacements = replacements(connections);
     let step = connections / u64::from(replacements + 1);
     let warm_up = if connections < 2 * WARM_UP { connections / 10 } else { WARM_UP };
-    let mut warm = Warm { resident: 0, connections: 0, replacements, rejected: 0 };
+    let mut replaced = Replaced { resident: 0, connections: 0, replacements, rejected: 0 };
     for replacement in 0..replacements {
         let begin = u64::from(replacement + 1) * step;
         // The clients may go on to the next replacement, but not further.
@@ -131,27 +133,27 @@ fn replace(load: &Load, envoy: &Watching, subject: Subject, connections: u64) ->
             ensure!(!load.failed.load(SeqCst), "a client failed\n{}", envoy.end_of_log());
             thread::sleep(Duration::from_millis(2));
         }
-        if warm.resident == 0 && begin >= warm_up {
-            (warm.resident, warm.connections) = (resident(envoy.id())?, begin);
+        if replaced.resident == 0 && begin >= warm_up {
+            (replaced.resident, replaced.connections) = (resident(envoy.id())?, begin);
         }
         let index = replacement as usize / 3;
         if replacement % 3 == 0 {
-            accept(load, envoy, subject)?;
+            replace_with_next_generation(load, envoy, subject)?;
             continue;
         }
         let bad = if replacement % 3 == 1 { invalid(index) } else { hostile(index) };
-        // Envoy's heap grows by large configurations, with or without a module.
-        let bad = if subject == Subject::Plain { unweighted(&bad) } else { bad };
+        // Large configurations make Envoy's heap grow, with or without a module, so `tcp_proxy` alone receives the same texts.
+        let bad = if subject == Subject::Plain { zero_weight(&bad) } else { bad };
         envoy.replace(&bad)?;
-        warm.rejected += 1;
-        await_value(envoy, "listener_manager.lds.update_rejected", warm.rejected)?;
+        replaced.rejected += 1;
+        await_value(envoy, "listener_manager.lds.update_rejected", replaced.rejected)?;
     }
     load.limit.store(connections, SeqCst);
-    Ok(warm)
+    Ok(replaced)
 }
 
 /// Replaces the table with the next generation, and waits until all workers use it.
-fn accept(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
+fn replace_with_next_generation(load: &Load, envoy: &Watching, subject: Subject) -> Result<()> {
     load.await_connections_before(load.confirmed.load(SeqCst));
     let generation = load.send();
     envoy.replace(&subject.table(generation))?;

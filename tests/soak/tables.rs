@@ -77,8 +77,8 @@ pub fn weighted(generation: u32) -> String {
     format!("[{}]", first.into_iter().chain(others).collect::<Vec<_>>().join(", "))
 }
 
-/// Returns clusters for `tcp_proxy` alone that Envoy rejects, with this text.
-pub fn unweighted(text: &str) -> String {
+/// Returns clusters for `tcp_proxy` alone that contain this text, and that Envoy rejects because the only weight is 0.
+pub fn zero_weight(text: &str) -> String {
     format!("[{}]", with_text(&name(DEFAULT), 0, text))
 }
 

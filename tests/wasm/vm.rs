@@ -34,7 +34,8 @@ pub struct Host {
     /// The values of properties by path, with dots between the segments. Other properties are not found.
     pub properties: HashMap<&'static str, Vec<u8>>,
     pub configuration: Vec<u8>,
-    /// The status that a function of the ABI, or a property path, returns instead of taking effect.
+    /// The statuses of functions of the ABI and of property paths. A failed call returns no data and defines no counter; its other
+    /// effects remain.
     pub statuses: HashMap<&'static str, u32>,
     pub log_level: u32,
     pub calls: Vec<Call>,

@@ -6,11 +6,11 @@ use testbed::envoy;
 
 /// Builds the modules, gets Envoy and measures.
 pub fn run() -> Result<()> {
-    let ([shipped, inlined], plain) = (module::shipped_and_inlined()?, module::plain()?);
+    let ([shipped, direct], plain) = (module::shipped_and_direct()?, module::plain()?);
     let native = native::build()?;
     let sh = shell()?;
     let bench = compiler::cargo(&sh).args(["run", "--quiet", "--locked", "--package", "bench", "--"]);
-    bench.arg(shipped).arg(inlined).arg(plain).arg(native).env("ENVOY", envoy::program()?).run()?;
+    bench.arg(shipped).arg(direct).arg(plain).arg(native).env("ENVOY", envoy::program()?).run()?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ impl Compiler {
     pub fn describe(&self) -> String {
         let origin = match (self.pinned, self.debian) {
             (true, _) => "pinned by rust-toolchain.toml",
-            (_, true) => "Debian's; the bytes differ from the pinned one's",
+            (_, true) => "Debian's; the module's bytes differ from those of the pinned compiler",
             _ => "not the pinned one; the bytes may differ",
         };
         format!("{} ({origin})", self.version)

@@ -33,7 +33,7 @@ pub fn prepare() -> Result<()> {
         Module::Native => native::build()?,
         Module::Wasm => match module::fresh()? {
             Some(path) => path,
-            None => module::build(Steps::AllButWasmOpt)?,
+            None => module::build(Steps::WithoutWasmOpt)?,
         },
     };
     let program = envoy::program()?;
@@ -71,7 +71,7 @@ pub fn traffic(module: &Path) -> Result<()> {
     }
     table.end(|| running.end_of_log())?;
     if module.ends_with("target/shipped/sluice.wasm") {
-        println!("This is the shipped module without the wasm-opt step, which `make build-wasm` adds.");
+        println!("This module was not optimised by wasm-opt. `make build-wasm` builds the shipped module.");
     }
     match (config::has_ipv6(), in_namespace) {
         (false, _) => println!("IPv6: not available here, so all sources are IPv4."),

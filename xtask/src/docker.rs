@@ -31,7 +31,7 @@ const ROUTERS: [(&str, &str); 4] = [
     ("2001:db8::22", "egress2"),
 ];
 
-/// The containers that can reach an endpoint, and the endpoints, which must answer before there is traffic.
+/// A container, and an endpoint that must answer it before the demo sends traffic.
 const READY: [(&str, &str); 4] = [
     ("egress1", "127.0.0.1:9901/ready"),
     ("client-even", "egress-router1:8082/ready"),
@@ -39,7 +39,7 @@ const READY: [(&str, &str); 4] = [
     ("destination", "127.0.0.1"),
 ];
 
-/// The commands that read the counters of an Envoy in the containers that reach its admin interface.
+/// The container that reaches an Envoy's admin interface, and the command that reads the counters there.
 const SIDECAR_STATS: (&str, &[&str]) =
     ("operator", &["curl", "--silent", "--fail", "--unix-socket", "/run/sluice/admin.sock", "http://sidecar/stats"]);
 const STANDALONE_STATS: (&str, &[&str]) = ("egress1", &["curl", "--silent", "--fail", "127.0.0.1:9901/stats"]);
@@ -72,7 +72,7 @@ fn traffic(compose: &Compose) -> Result<()> {
         let http = ["curl", "--silent", "--show-error", "--max-time", "20", &url];
         let server_first = ["nc", "-d", "-w", "20", destination, "25"];
         for command in [&http, &server_first] {
-            let answer = || router(&compose.inside("application", command)?);
+            let answer = || egress_of(&compose.inside("application", command)?);
             table.row(source, answer, |counter| compose.stat(SIDECAR_STATS, counter))?;
         }
     }
@@ -110,11 +110,11 @@ fn identities(compose: &Compose) -> Result<()> {
 }
 
 /// The egress whose router the destination saw.
-fn router(answer: &str) -> Result<String> {
+fn egress_of(answer: &str) -> Result<String> {
     let source = answer.split_once("source=").and_then(|(_, rest)| rest.split(' ').next());
-    let source = source.with_context(|| format!("the destination said {answer:?}"))?;
+    let source = source.with_context(|| format!("the destination answered {answer:?}"))?;
     let egress = ROUTERS.iter().find(|(address, _)| *address == source).map(|(_, egress)| *egress);
-    Ok(egress.with_context(|| format!("the destination was reached from {source}"))?.to_owned())
+    Ok(egress.with_context(|| format!("the destination saw {source}, which is not an address of a router"))?.to_owned())
 }
 
 /// Docker Compose, version 2 or docker-compose 1.29, in the folder of `compose.yaml`.

@@ -103,13 +103,13 @@ fn select(functions: &Functions) -> Vec<u32> {
     loop {
         let candidates = selected.iter().map(|&index| {
             let without: Vec<u32> = selected.iter().copied().filter(|&other| other != index).collect();
-            let lost = self::inlined(functions, &without).saturating_sub(inlined);
-            (lost / table_bytes(functions, index), index, inlined + lost)
+            let added = self::inlined(functions, &without).saturating_sub(inlined);
+            (added / table_bytes(functions, index), index, inlined + added)
         });
         match candidates.min() {
-            Some((worth, index, now)) if worth < BYTES_SPARED_PER_BYTE => {
+            Some((ratio, index, total)) if ratio < BYTES_SPARED_PER_BYTE => {
                 selected.retain(|&other| other != index);
-                inlined = now;
+                inlined = total;
             }
             _ => return selected,
         }
@@ -127,23 +127,23 @@ fn inlined(functions: &Functions, selected: &[u32]) -> usize {
     let growth = 2.0 + 3.0 * ((small - 0.25) / 0.25).clamp(0.0, 1.0);
     let into = |function: &Function| {
         let budget = ((growth * function.size as f64) as usize).max(MIN_BUDGET);
-        inlined_into(functions, selected, function, &mut Left { budget, calls: MAX_INLINED })
+        inlined_into(functions, selected, function, &mut Remaining { budget, calls: MAX_INLINED })
     };
     functions.values().map(into).sum()
 }
 
-/// What V8 may still inline into a function.
-struct Left {
+/// The remaining inlining budget of a function.
+struct Remaining {
     budget: usize,
     calls: usize,
 }
 
-fn inlined_into(functions: &Functions, selected: &[u32], caller: &Function, left: &mut Left) -> usize {
+fn inlined_into(functions: &Functions, selected: &[u32], caller: &Function, left: &mut Remaining) -> usize {
     let mut cost = 0;
     for index in &caller.calls {
         let Some(callee) = functions.get(index) else { continue };
         if !selected.contains(index) && callee.size < left.budget && left.calls > 0 {
-            *left = Left { budget: left.budget - callee.size, calls: left.calls - 1 };
+            *left = Remaining { budget: left.budget - callee.size, calls: left.calls - 1 };
             cost += callee.cost + inlined_into(functions, selected, callee, left);
         }
     }
@@ -344,7 +344,7 @@ mod tests {
         let text = format!("(module {function} {} {} {})", caller("a", &call), caller("b", &call), caller("c", body));
         let module = wat::parse_str(text).unwrap();
         let prevented = prevent(&module).unwrap();
-        // A table section, an element section and three bytes for each of the two calls; two reads and two drops less.
+        // A table section, an element section and three bytes for each of the two calls; minus two reads and two drops.
         assert_eq!(prevented.len(), module.len() + 7 + 9 + 2 * 3 - 3 - 3);
         assert_eq!(answers(&prevented), answers(&module));
     }

@@ -1,5 +1,5 @@
-//! `make lint`: checks the format, runs clippy for this machine and for WebAssembly, with each module's interface to the proxy, and
-//! runs actionlint and zizmor on the workflows.
+//! `make lint`: checks the format, runs clippy for this machine (also with the feature `native`) and for WebAssembly (with and
+//! without the SDK), and runs actionlint and zizmor on the workflows.
 
 use crate::{compiler, root, tools};
 use anyhow::Result;

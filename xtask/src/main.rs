@@ -51,7 +51,6 @@ fn dispatch() -> Result<()> {
         ["bench-limits"] => bench::limits(),
         ["build-native"] => native::build_for_target().map(drop),
         ["build-wasm"] => module::build(module::Steps::All).map(drop),
-        ["build-wasm", "--no-wasm-opt"] => module::build(module::Steps::AllButWasmOpt).map(drop),
         ["coverage"] => tools::coverage(),
         ["demo"] => demo::prepare(),
         ["demo-traffic", module] => demo::traffic(module.as_ref()),
@@ -88,8 +87,8 @@ fn dispatch() -> Result<()> {
         ["verify", ..] => bail!("to run this task: cargo run --package xtask --features verify -- verify"),
         ["wasm-size"] => module::check_size(),
         _ => bail!(
-            "usage: cargo xtask audit|bench|bench-egress|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|fuzz|lint|oci|oci-push|regen-proto|\
-             release|sanitize|soak|test|test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify|wasm-size"
+            "usage: cargo xtask audit|bench|bench-egress|bench-limits|build-native|build-wasm|coverage|demo|docker-demo|fuzz SECONDS|lint|oci|oci-push REFERENCE|regen-proto|\
+             release|sanitize|soak|test|test-docker|test-matrix|test-mesh|test-mesh-full|test-oldest|verify [HOST:PORT]|wasm-size"
         ),
     }
 }

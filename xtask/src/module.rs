@@ -40,15 +40,16 @@ const INPUTS: [&str; 10] = [
 const STAMP: &str = "target/shipped/stamp";
 
 /// The module before the last step. `make bench` compares it with the shipped module.
-const INLINED: &str = "target/shipped/inlined.wasm";
+const DIRECT_CALLS: &str = "target/shipped/direct-calls.wasm";
 
 /// The steps of the build.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Steps {
     /// All steps. The module is `dist/sluice.wasm`.
     All,
-    /// All steps but Binaryen, whose crate takes minutes to compile. The module is under `target/`.
-    AllButWasmOpt,
+    /// Without the last two steps: Binaryen, whose crate takes minutes to compile, and the calls through a table. The module is
+    /// under `target/`.
+    WithoutWasmOpt,
 }
 
 /// Builds the module and prints its size after each step. Returns its path.
@@ -58,10 +59,10 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     sh.change_dir(&root);
     let path = match steps {
         Steps::All => root.join(DIST),
-        Steps::AllButWasmOpt => root.join("target/shipped/sluice.wasm"),
+        Steps::WithoutWasmOpt => root.join("target/shipped/sluice.wasm"),
     };
     ensure!(
-        steps == Steps::AllButWasmOpt || cfg!(feature = "wasm-opt"),
+        steps == Steps::WithoutWasmOpt || cfg!(feature = "wasm-opt"),
         "to build {DIST}: cargo run --package xtask --features wasm-opt -- build-wasm"
     );
     // A build that fails must not leave an older module in its place.
@@ -78,7 +79,7 @@ pub fn build(steps: Steps) -> Result<PathBuf> {
     if steps == Steps::All {
         module = optimise(&module)?;
         println!("{:>7} bytes  wasm-opt", module.len());
-        fs::write(root.join(INLINED), &module)?;
+        fs::write(root.join(DIRECT_CALLS), &module)?;
         module = inlining::prevent(&module)?;
         println!("{:>7} bytes  calls through a table, which V8 does not inline", module.len());
     }
@@ -134,10 +135,10 @@ pub fn shipped() -> Result<PathBuf> {
 }
 
 /// Returns the shipped module and the module before the last step, rebuilt if they are stale.
-pub fn shipped_and_inlined() -> Result<[PathBuf; 2]> {
-    let inlined = root()?.join(INLINED);
-    let shipped = if inlined.exists() { shipped()? } else { build(Steps::All)? };
-    Ok([shipped, inlined])
+pub fn shipped_and_direct() -> Result<[PathBuf; 2]> {
+    let direct = root()?.join(DIRECT_CALLS);
+    let shipped = if direct.exists() { shipped()? } else { build(Steps::All)? };
+    Ok([shipped, direct])
 }
 
 /// Returns the shipped module if it is in `dist/`, unchanged, and was built from the current inputs.

@@ -61,7 +61,7 @@ fn reproducible(text: &str) -> Result<String> {
 
 /// Cargo omits the name of a package in its reference if the folder has the same name.
 #[test]
-fn the_folder_and_the_time_do_not_change_a_bill() -> Result<()> {
+fn the_folder_and_the_time_do_not_change_an_sbom() -> Result<()> {
     let bill = |package: &str, time: &str| {
         reproducible(&format!(
             r#"{{"metadata":{{"timestamp":"{time}","component":{{"bom-ref":"{package}"}}}},"dependencies":[{{"ref":"{package}"}}]}}"#

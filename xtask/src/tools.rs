@@ -84,7 +84,8 @@ pub fn audit() -> Result<()> {
     let strict = match env::var("AUDIT").as_deref() {
         Err(env::VarError::NotPresent) | Ok("") => false,
         Ok("strict") => true,
-        other => bail!("AUDIT: {other:?}, expected: strict"),
+        Ok(other) => bail!("AUDIT: {other:?}, expected: strict"),
+        Err(error) => bail!("AUDIT: {error}"),
     };
     let deny = tool(&sh, CARGO_DENY)?;
     cmd!(sh, "{deny} --workspace --all-features check licenses bans sources").run()?;

@@ -13,7 +13,7 @@ use std::{
 const PAGES: usize = 8;
 
 thread_local! {
-    /// The pages up to the end of the memory, and up to which it may grow. Addresses begin at 0, as in WebAssembly.
+    /// The end of the memory and the limit of its growth, in pages. Addresses begin at 0, as in WebAssembly.
     static END: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
@@ -82,10 +82,10 @@ fn layout(size: usize) -> Layout {
 }
 
 #[test]
-fn blocks_have_powers_of_two_and_lie_side_by_side() {
+fn block_sizes_are_powers_of_two_and_blocks_are_adjacent() {
     let memory = Memory::new(32);
-    for (size, place) in [(1, 32), (16, 48), (17, 64), (33, 96), (64, 160), (100, 224), (1, 352)] {
-        assert_eq!(memory.allocate(size).addr() - memory.start.addr(), place, "{size}");
+    for (size, offset) in [(1, 32), (16, 48), (17, 64), (33, 96), (64, 160), (100, 224), (1, 352)] {
+        assert_eq!(memory.allocate(size).addr() - memory.start.addr(), offset, "{size}");
     }
 }
 
@@ -114,7 +114,7 @@ fn the_memory_grows_only_as_far_as_it_is_used() {
 }
 
 #[test]
-fn without_memory_the_address_is_null_and_smaller_blocks_are_still_allocated() {
+fn an_allocation_that_does_not_fit_returns_null_and_smaller_ones_succeed() {
     let memory = Memory::new(0);
     for size in [PAGES * PAGE + 1, 1 << 31, 1 << 32, 1 << 40, isize::MAX.cast_unsigned()] {
         assert!(memory.allocate(size).is_null(), "{size}");

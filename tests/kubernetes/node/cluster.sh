@@ -5,7 +5,7 @@
 #   172.18.0.11, 172.18.0.12        the nodes, and their IPv6 addresses fc00:172:18::11 and ::12
 #   10.244.N.0/24, fd00:10:244:N::/64   the pods of node N
 #   10.96.0.0/16, fd00:10:96::/112  services
-#   198.51.100.7, 198.51.100.9, 2001:db8::7   hosts outside the cluster
+#   198.51.100.7, 198.51.100.9, 2001:db8::7   addresses of the host outside the cluster
 #   10.88.0.4:5000                  the registry of the container images; 10.88.0.5 is reserved for the tests
 set -eux
 run=$1 tools=$2 here=$(dirname "$(readlink -f "$0")")
@@ -48,8 +48,8 @@ for node in node1 node2; do user $node system:node:$node system:nodes; done
     cd "$run/pki"
     openssl genrsa -out service-accounts.pem 2048
     openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -subj /CN=kubelet-clients -days 30
-    openssl req -newkey rsa:2048 -nodes -keyout api-server.key -out api-server.csr -subj /O=system:masters/CN=api-server
-    openssl x509 -req -in api-server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out api-server.crt -days 30
+    openssl req -newkey rsa:2048 -nodes -keyout kubelet-client.key -out kubelet-client.csr -subj /O=system:masters/CN=api-server
+    openssl x509 -req -in kubelet-client.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out kubelet-client.crt -days 30
 )
 
 # daemon NAME PROGRAM [ARGUMENT...]
@@ -72,7 +72,7 @@ daemon api-server "$tools/bin/kube-apiserver" --etcd-servers=http://127.0.0.1:23
     --service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112 --cert-dir="$run/pki" --token-auth-file="$run/pki/tokens.csv" \
     --service-account-issuer=https://kubernetes.default.svc --api-audiences=https://kubernetes.default.svc,istio-ca \
     --service-account-key-file="$run/pki/service-accounts.pem" --service-account-signing-key-file="$run/pki/service-accounts.pem" \
-    --kubelet-client-certificate="$run/pki/api-server.crt" --kubelet-client-key="$run/pki/api-server.key" \
+    --kubelet-client-certificate="$run/pki/kubelet-client.crt" --kubelet-client-key="$run/pki/kubelet-client.key" \
     --kubelet-preferred-address-types=InternalIP
 
 for index in ${NODES:-1 2}; do

@@ -13,8 +13,8 @@ kill -KILL "$cluster"
 exec 2>/dev/null # hides the shell's report of the signal
 wait "$cluster" || true
 
-# The first process of the namespaces is killed with unshare. Its cgroups can be removed only after all processes have ended.
-# With cgroup v1, each controller has its own hierarchy.
+# The first process of the namespaces is killed with unshare. The cluster's cgroups can be removed only after all of its processes
+# have ended. With cgroup v1, each controller has its own hierarchy.
 name=$(basename "$run")
 for attempt in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     left=$(find /sys/fs/cgroup -maxdepth 2 -type d -name "$name-*")
