@@ -159,10 +159,8 @@ fn seen(routers: &[Value], clients: &[Value], since: &str) -> (BTreeSet<Row>, Ve
     let sources: Vec<String> = clients.iter().flat_map(addresses).collect();
     let (mut rows, mut unread) = (BTreeSet::new(), Vec::new());
     for router in routers {
-        let [app, name] = [&router["metadata"]["labels"]["app"], &router["metadata"]["name"]]
-            .map(|text| text.as_str().unwrap_or_default());
         let log = log(router, "envoy", &format!("--since={since}")).unwrap_or_else(|error| {
-            unread.push(format!("{name}: {error:#}"));
+            unread.push(format!("{}: {error:#}", name(router).unwrap_or_default()));
             String::new()
         });
         for line in log.lines() {
@@ -177,7 +175,7 @@ fn seen(routers: &[Value], clients: &[Value], since: &str) -> (BTreeSet<Row>, Ve
             // A connection without an upstream was refused.
             if sources.contains(&source) && entry["upstream"].is_string() {
                 let (identity, destination) = (field("identity"), field("destination"));
-                rows.insert(Row { source, identity, router: app.to_owned(), destination });
+                rows.insert(Row { source, identity, router: routers::app(router), destination });
             }
         }
     }

@@ -109,7 +109,7 @@ impl Routers {
 }
 
 /// Returns a router's name, which is the value of its label `app`.
-fn app(pod: &Value) -> String {
+pub fn app(pod: &Value) -> String {
     pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned()
 }
 
