@@ -14,9 +14,11 @@ pub use config::Config;
 pub use envoy::Envoy;
 pub use module::{DIST, Module};
 pub use network::{Host, Network};
+pub use nix::sys::signal::Signal;
 pub use watching::Watching;
 
 use anyhow::{Context, Result};
+use nix::{sys::signal, unistd::Pid};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::Read,
@@ -33,6 +35,12 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
+}
+
+/// Sends a signal to a process. A minimal Debian does not have the program `kill`.
+pub fn kill(process: u32, name: Signal) -> Result<()> {
+    let process = i32::try_from(process).context("not the id of a process")?;
+    signal::kill(Pid::from_raw(process), name).with_context(|| format!("cannot send {name} to the process {process}"))
 }
 
 /// Connects from this source address. Reads and writes that take longer than [`DEADLINE`] fail.

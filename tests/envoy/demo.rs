@@ -92,8 +92,7 @@ fn an_interrupted_demo_leaves_no_process_behind() -> Result<()> {
     }
     let children = children(demo.id())?;
     assert_eq!(children.len(), 1, "Envoy must be the only child of the demo");
-    let interrupt = format!("kill -INT {}", demo.id()); // uses the shell's built-in, because a minimal Debian has no program kill
-    assert!(Command::new("sh").args(["-c", &interrupt]).status()?.success());
+    testbed::kill(demo.id(), testbed::Signal::SIGINT)?;
     assert!(!demo.wait()?.success(), "the demo was not interrupted");
     let started = Instant::now();
     while alive(children[0]) {

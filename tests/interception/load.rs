@@ -12,7 +12,6 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
     os::unix::fs::PermissionsExt,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +19,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{Envoy, Host, Module, envoy};
+use testbed::{Envoy, Host, Module, Signal, envoy, kill};
 
 /// The connections of a load: the number of answered ones, and the errors of the others.
 #[derive(Default)]
@@ -87,10 +86,7 @@ fn start_drainable(topology: &Topology, host: &Host) -> Result<DrainableRouter> 
 
 impl DrainableRouter {
     fn terminate(&self) -> Result<()> {
-        // The shell's own command, because a minimal Debian does not have the program.
-        let status = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.envoy.id())]).status()?;
-        ensure!(status.success(), "kill failed");
-        Ok(())
+        kill(self.envoy.id(), Signal::SIGTERM)
     }
 
     fn await_end(&self) -> Result<Duration> {
@@ -164,10 +160,10 @@ fn a_killed_router_loses_no_new_connections() -> Result<()> {
     let config = with_identity(&router()?, &topology.certificates, "egress-router1")?;
     let _second_router = Envoy::start_in(&second, &envoy::program()?, &config, &[])?;
     topology.sidecar.await_stat("cluster.egress1.membership_healthy", 2)?;
-    let victim = topology.egress[0].id().to_string();
+    let victim = topology.egress[0].id();
     let ledger = under_load(&topology, "10.1.0.2", || {
         thread::sleep(Duration::from_secs(1));
-        ensure!(Command::new("sh").args(["-c", &format!("kill -KILL {victim}")]).status()?.success(), "kill failed");
+        kill(victim, Signal::SIGKILL)?;
         thread::sleep(Duration::from_secs(5));
         Ok(())
     })?;

@@ -7,7 +7,6 @@ use crate::{
     pod::{Pod, process_of},
     server,
     shipped::{ROUTERS, ROUTERS_NAMESPACE},
-    verify::signal,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -15,6 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use testbed::{Signal, kill};
 
 /// The duration of the routers' preStop hook, minus a margin for a loaded machine.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -143,7 +143,7 @@ fn a_killed_router_loses_its_established_connections_and_at_most_four_new_ones()
         let (watched, (attempts, lost)) = watching(cluster, || {
             under_load(&clients, || {
                 for pod in &pods {
-                    signal("KILL", process_of(pod, "envoy")?)?;
+                    kill(process_of(pod, "envoy")?, Signal::SIGKILL)?;
                 }
                 thread::sleep(Duration::from_secs(10));
                 Ok(count_cut(&mut held, &pods, Instant::now()))

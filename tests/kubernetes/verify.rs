@@ -9,6 +9,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use std::{fs, time::Duration, time::Instant};
+use testbed::{Signal, kill};
 
 /// A fault: the kubectl command that causes it, the command's input, and all messages that verify prints for each client.
 struct Fault {
@@ -348,11 +349,11 @@ fn verify_times_out_on_a_hanging_sidecar_and_checks_the_others() -> Result<()> {
     on_cluster(|cluster| {
         let hung = &cluster.clients[0];
         let process = process_of(hung, "envoy")?;
-        signal("STOP", process)?;
+        kill(process, Signal::SIGSTOP)?;
         let started = Instant::now();
         let outcome = cluster.verify(None);
         let elapsed = started.elapsed();
-        signal("CONT", process)?;
+        kill(process, Signal::SIGCONT)?;
         let (right, shown) = outcome?;
         println!("{elapsed:?}:\n{shown}");
         ensure!(elapsed < Duration::from_secs(60), "verify took {elapsed:?}");
@@ -362,11 +363,4 @@ fn verify_times_out_on_a_hanging_sidecar_and_checks_the_others() -> Result<()> {
         cluster.rolled_out("default", "client")?;
         expect_reported(cluster, "resuming the sidecar", &[])
     })
-}
-
-pub fn signal(name: &str, process: u32) -> Result<()> {
-    // The shell's own command, because a minimal Debian does not have the program.
-    let done = std::process::Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).status()?;
-    ensure!(done.success(), "kill: {done}");
-    Ok(())
 }

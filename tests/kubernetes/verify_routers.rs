@@ -4,10 +4,10 @@ use crate::{
     cluster::{Cluster, on_cluster},
     pod::{Pod, process_of},
     shipped::ROUTERS_NAMESPACE,
-    verify::signal,
 };
 use anyhow::{Context, Result, ensure};
 use std::{fs, thread, time::Duration};
+use testbed::{Signal, kill};
 
 /// Returns a pod that has the label of a router but is not one.
 fn squatter(namespace: &str) -> String {
@@ -177,7 +177,7 @@ fn verify_names_an_expired_certificate() -> Result<()> {
 /// Suspends the agent of a router, which would renew the certificate, until its pod ends.
 fn pause_agent(pod: &Pod) -> Result<()> {
     let agent = process_of(pod, "pilot-agent")?;
-    signal("STOP", agent)
+    kill(agent, Signal::SIGSTOP)
 }
 
 #[test]
