@@ -152,7 +152,7 @@ pub fn restart_routers(cluster: &Cluster) -> Result<()> {
     for router in ROUTERS {
         cluster.kubectl(&["rollout", "restart", "--namespace", ROUTERS_NAMESPACE, &format!("deployment/{router}")])?;
     }
-    ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
+    cluster.routers_rolled_out()
 }
 
 /// The nodes of each router's pods.
@@ -258,7 +258,7 @@ fn drain(cluster: &Cluster, clients: &[Pod], drained: &str, left: &str) -> Resul
     let (watched, (attempts, ())) = watching(cluster, || {
         under_load(clients, || {
             cluster.kubectl(&["drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s"])?;
-            ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
+            cluster.routers_rolled_out()
         })
     })?;
     println!("drain: {drained} was drained within {:.1?}", started.elapsed());

@@ -97,7 +97,7 @@ fn a_terminating_router_accepts_no_new_connections_and_keeps_established_ones_wh
                     late == (carried, 0),
                     "connections cut at the end (of these pods, of others): {late:?}, of {carried}"
                 );
-                ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
+                cluster.routers_rolled_out()
             })
         })?;
         expect_no_loss("drain", &attempts, &watched, GAP)
@@ -118,13 +118,13 @@ fn a_changed_list_rolls_out_the_routers_without_losing_connections() -> Result<(
                 cluster.apply()?;
                 let early = count_cut(&mut held, &[], started + DRAIN);
                 ensure!(early == (0, 0), "connections cut within {DRAIN:?} (of these pods, of others): {early:?}");
-                ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))
+                cluster.routers_rolled_out()
             })
         });
         let after: Vec<String> = cluster.routers()?.into_iter().map(|router| router.name).collect();
         cluster.fresh_manifests()?;
         cluster.apply()?;
-        ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
+        cluster.routers_rolled_out()?;
         let (watched, (attempts, ())) = outcome?;
         ensure!(!after.iter().any(|name| before.contains(name)), "{before:?}, then {after:?}");
         expect_no_loss("changed list", &attempts, &watched, GAP)
@@ -149,7 +149,7 @@ fn a_killed_router_loses_its_established_connections_and_at_most_four_new_ones()
                 Ok(count_cut(&mut held, &pods, Instant::now()))
             })
         })?;
-        ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router))?;
+        cluster.routers_rolled_out()?;
         println!("kill -9: {} held, {carried} through killed pods, cut: {lost:?}", held.len());
         ensure!(lost == (carried, 0), "connections cut (of these pods, of others): {lost:?}, of {carried}");
         // Only connections that were being opened may be lost: at most one from each of the four clients of the load.

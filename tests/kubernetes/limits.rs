@@ -6,6 +6,7 @@ use crate::{
     get,
     hostile_pods::{Pods, with_pods},
     identity::{authenticate, connect, hear, proxy_header},
+    module_delivery::restoring,
     outside,
     pod::{Pod, list},
     server,
@@ -319,18 +320,17 @@ fn attack(cluster: &Cluster, pods: &Pods) -> Result<()> {
 #[ignore = "slow: make test-mesh-full"]
 fn refused_and_allowed_destinations_share_the_rate_limit_of_a_tenant() -> Result<()> {
     on_cluster(|cluster| {
-        let file = cluster.manifests.join("egress-routers/common/egress-router.yaml");
-        let (text, usual) = (fs::read_to_string(&file)?, "max_tokens: 1000, tokens_per_fill: 500, fill_interval: 1s");
-        ensure!(text.matches(usual).count() == 3, "not one rate limit for each tenant");
-        fs::write(&file, text.replace(usual, "max_tokens: 10, tokens_per_fill: 1, fill_interval: 60s"))?;
-        let roll_out = || ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router));
-        let outcome = cluster.apply().and_then(|_| {
-            roll_out()?;
+        let outcome = restoring(cluster, |cluster| {
+            let file = cluster.manifests.join("egress-routers/common/egress-router.yaml");
+            let (text, usual) =
+                (fs::read_to_string(&file)?, "max_tokens: 1000, tokens_per_fill: 500, fill_interval: 1s");
+            ensure!(text.matches(usual).count() == 3, "not one rate limit for each tenant");
+            fs::write(&file, text.replace(usual, "max_tokens: 10, tokens_per_fill: 1, fill_interval: 60s"))?;
+            cluster.apply()?;
+            cluster.routers_rolled_out()?;
             with_pods(cluster, |pods| expect_shared_limit(cluster, pods))
         });
-        cluster.fresh_manifests()?;
-        cluster.apply()?;
-        roll_out()?;
+        cluster.routers_rolled_out()?;
         outcome
     })
 }

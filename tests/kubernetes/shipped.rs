@@ -116,6 +116,11 @@ impl Cluster {
         [80, 5432].iter().try_for_each(|port| server::start(&host, *port, Protocol::ClientFirst))
     }
 
+    /// Waits until the routers are rolled out.
+    pub fn routers_rolled_out(&self) -> Result<()> {
+        ROUTERS.iter().try_for_each(|router| self.rolled_out(ROUTERS_NAMESPACE, router))
+    }
+
     /// Returns the routers' pods.
     pub fn routers(&self) -> Result<Vec<Pod>> {
         self.pods(ROUTERS_NAMESPACE, &format!("app in ({})", ROUTERS.join(",")))

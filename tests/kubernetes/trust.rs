@@ -135,8 +135,6 @@ fn watch_certificates(cluster: &Cluster, proxies: &[Pod]) -> Result<BTreeMap<Str
 #[ignore = "slow: make test-mesh-full"]
 fn renewing_certificates_under_load_loses_no_connection() -> Result<()> {
     on_cluster(|cluster| {
-        let deployments =
-            |cluster: &Cluster| ROUTERS.iter().try_for_each(|router| cluster.rolled_out(ROUTERS_NAMESPACE, router));
         let outcome = restoring(cluster, |cluster| {
             let lives = format!("\n            - {{ name: SECRET_TTL, value: {LIFE} }}");
             cluster.edit(
@@ -149,7 +147,7 @@ fn renewing_certificates_under_load_loses_no_connection() -> Result<()> {
             );
             cluster.edit("client/client.yaml", "        proxy.istio.io/config: ", &lives)?;
             cluster.apply()?;
-            deployments(cluster)?;
+            cluster.routers_rolled_out()?;
             cluster.roll_clients_out()?;
             let clients = cluster.clients.clone();
             let proxies = [cluster.routers()?, clients.clone()].concat();
@@ -161,7 +159,7 @@ fn renewing_certificates_under_load_loses_no_connection() -> Result<()> {
             }
             expect_no_loss("renewal", &attempts, &watched, Duration::from_secs(3))
         });
-        deployments(cluster)?;
+        cluster.routers_rolled_out()?;
         outcome
     })
 }
